@@ -1,0 +1,55 @@
+"""Writing files so that nobody ever sees half of one, and hashing what they hold."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write ``content`` beside ``path`` and rename it into place.
+
+    Args:
+        durable: also fsync the file and its folder, so that the file survives a power cut. Files that are
+            rewritten every few steps (a status) leave this off.
+
+    Raises:
+        OSError: the disk is full or not writable; ``path`` is then as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(beside, 0o644)  # mkstemp makes private files; ours are read by other users of a cluster
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of ``value``: sorted keys, no spaces; the input of every hash we record."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits naming a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""The ``data`` section of a run file (also the file that ``moescale data prepare`` reads)."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+
+class DomainConfig(BaseModel, frozen=True, extra="forbid"):
+    """One source of text. Exactly one of ``source``, ``files`` and ``indexed``."""
+
+    source: Literal["stdlib"] | None = Field(None, description="built in: Python's standard library and topics")
+    files: tuple[str, ...] = Field((), description="globs of text or .jsonl files, relative to the working folder")
+    text_key: str = Field("text", description="key of the text in .jsonl lines")
+    indexed: str | None = Field(None, description="prefix of an existing Megatron .bin/.idx pair")
+    evaluate_only: bool = Field(False, description="a held-out domain: never trained on")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [key for key in ("source", "files", "indexed") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(f"data.domains: give exactly one of source, files, indexed (given: {given or 'none'})")
+        return self
+
+
+class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """A sentencepiece model: given, or trained on the corpus."""
+
+    model: str | None = Field(None, description="an existing sentencepiece model file")
+    vocab: int = Field(1024, ge=300, le=65_536, description="vocabulary when it is trained here (bytes included)")
+
+
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is read, how it is split, and in which order it comes."""
+
+    path: str | None = Field(None, description="folder of prepared data; default: the user's cache")
+    domains: dict[str, DomainConfig] = Field(min_length=1)
+    weights: dict[str, float] = Field({}, description="share of samples by domain; default: by its tokens")
+    samples: int = Field(262_144, ge=1, description="samples in the fixed order that every budget reads a prefix of")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    held_out: float = Field(
+        0.03, ge=0, lt=0.5, description="share of a domain's bytes kept for evaluation, whole documents"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        trained = [name for name, domain in self.domains.items() if not domain.evaluate_only]
+        if not trained:
+            raise ValueError("data.domains: every domain is evaluate_only; nothing is left to train on")
+        for name, weight in self.weights.items():
+            if name not in trained:
+                raise ValueError(
+                    f"data.weights.{name}: not a domain that is trained on; those are {', '.join(trained)}"
+                )
+            if weight < 0:
+                raise ValueError(f"data.weights.{name} ({weight}): must not be negative")
+        if self.weights and set(self.weights) != set(trained):
+            raise ValueError(f"data.weights: give all trained domains or none ({', '.join(trained)})")
+        return self

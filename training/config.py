@@ -1,0 +1,253 @@
+"""RunConfig: one run, composed of the sections that the lower folders own, cross-checked here."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from ..base.config import apply_overrides, load_yaml, validate
+from ..base.errors import UserError
+from ..base.files import digest
+from ..checkpoint.config import CheckpointConfig
+from ..data.config import DataConfig
+from ..models.config import ModelConfig
+from ..moe.config import MoEConfig
+from ..parallel.config import ParallelConfig, RuntimeConfig
+from ..parallel.topology import Topology
+
+# What does not change the result; everything else is hashed.
+UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
+
+
+class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
+    """AdamW (Loshchilov & Hutter 2019). Weight decay acts on matrices, not on norm gains."""
+
+    impl: Literal["auto", "torch", "apex"] = "auto"
+    lr: float = Field(gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+
+
+class Parent(BaseModel, frozen=True, extra="forbid"):
+    """The trunk that a decay branch starts from."""
+
+    run: str = Field(description="folder of the trunk run")
+    step: int = Field(ge=1, description="a branch step that the trunk kept a checkpoint of")
+
+
+class ScheduleConfig(BaseModel, frozen=True, extra="forbid"):
+    """Learning rate over steps.
+
+    ``wsd`` (warm-up, stable, decay) runs can branch: a trunk with ``branches`` keeps a checkpoint where the decay
+    of each shorter budget starts, and a run with ``parent`` starts there, so many budgets share one trunk.
+    """
+
+    kind: Literal["constant", "cosine", "wsd"] = "cosine"
+    warmup: float = Field(0.05, ge=0, description="share of the steps if below 1, else a number of steps")
+    decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which lr falls linearly")
+    min_ratio: float = Field(0.1, ge=0, le=1, description="final lr over peak lr")
+    branches: tuple[int, ...] = Field((), description="wsd trunk: total steps of each branch")
+    parent: Parent | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.branches or self.parent) and self.kind != "wsd":
+            raise ValueError(f"schedule.branches and schedule.parent need schedule.kind wsd, not {self.kind}")
+        if (self.branches or self.parent) and 0 < self.warmup < 1:
+            raise ValueError(
+                f"schedule.warmup ({self.warmup:g}): a trunk and its branches share a warm-up, so give it in steps"
+            )
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(f"schedule.warmup ({self.warmup:g}): a number of steps must be whole")
+        return self
+
+
+class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
+    """Batch, budget, precision, seed. Exactly one of ``tokens``, ``flops`` and ``steps``."""
+
+    seq: int = Field(ge=2, description="tokens in a sequence")
+    batch: int = Field(ge=1, description="sequences in a global batch")
+    micro_batch: int | None = Field(
+        None, ge=1, description="sequences a rank computes at once; default: all of its own"
+    )
+    tokens: float | None = Field(None, gt=0)
+    flops: float | None = Field(None, gt=0, description="training FLOPs by the exact count")
+    steps: int | None = Field(None, ge=1)
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    seed: int = Field(0, ge=0)
+    recompute: Literal["none", "full"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [key for key in ("tokens", "flops", "steps") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"training: give exactly one of tokens, flops, steps (given: {', '.join(given) or 'none'})"
+            )
+        return self
+
+
+class NoiseConfig(BaseModel, frozen=True, extra="forbid"):
+    """The gradient noise scale (McCandlish et al. 2018, appendix A.1)."""
+
+    every: int = Field(0, ge=0, description="steps between measurements; 0: never")
+    small_batch: int | None = Field(
+        None, ge=1, description="sequences in the small batch; default: an eighth of the batch"
+    )
+
+
+class EvalConfig(BaseModel, frozen=True, extra="forbid"):
+    """Evaluation on held-out documents and domains; always once at the end."""
+
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    domains: tuple[str, ...] = Field((), description="default: all of the data section")
+    sequences: int = Field(256, ge=1, description="at most so many held-out sequences of each domain")
+
+
+class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is written beside the record."""
+
+    tensorboard: bool = True
+
+
+class RunConfig(BaseModel, frozen=True, extra="forbid"):
+    """One run."""
+
+    name: str = Field("run", min_length=1, max_length=200)
+    model: ModelConfig
+    moe: MoEConfig | None = None
+    parallel: ParallelConfig = ParallelConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    noise: NoiseConfig = NoiseConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        model, moe, parallel = self.model, self.moe, self.parallel
+        if model.max_seq is not None and self.training.seq > model.max_seq:
+            raise ValueError(f"training.seq ({self.training.seq}) exceeds model.max_seq ({model.max_seq})")
+        if moe is not None:
+            moe.width_of_expert(model.width)
+            if not any(moe.is_mixture(layer) for layer in range(model.layers)):
+                raise ValueError(
+                    f"moe.first_dense ({moe.first_dense}) and moe.every ({moe.every}) leave no mixture "
+                    f"among model.layers ({model.layers})"
+                )
+        if parallel.zero == 0 and self.training.dtype == "bf16":
+            raise ValueError("parallel.zero (0) works in fp32 only; with training.dtype bf16 use parallel.zero=1")
+        for domain in self.eval.domains:
+            if domain not in self.data.domains:
+                raise ValueError(f"eval.domains ({domain}): not in data.domains ({', '.join(self.data.domains)})")
+        if self.noise.every and self.training.batch < 2:
+            raise ValueError(
+                f"noise.every ({self.noise.every}) needs training.batch ({self.training.batch}) of at least 2"
+            )
+        small = self.noise.small_batch
+        if small is not None and (small >= self.training.batch or self.training.batch % small):
+            raise ValueError(
+                f"noise.small_batch ({small}) must divide training.batch ({self.training.batch}) and be smaller"
+            )
+        return self
+
+    @property
+    def small_batch(self) -> int:
+        """Sequences in the noise scale's small batch."""
+        if self.noise.small_batch is not None:
+            return self.noise.small_batch
+        batch = self.training.batch
+        return next(n for n in range(max(batch // 8, 1), batch + 1) if batch % n == 0)
+
+    def check_layout(self, world: int) -> Topology:
+        """The topology on ``world`` ranks.
+
+        Raises:
+            UserError: the layout does not fit the world, the model or the batch; says what to try.
+        """
+        topology = Topology.build(self.parallel, world)
+        _check_model_on(self, topology)
+        _check_batch_on(self, topology)
+        return topology
+
+    def micro_batch(self, topology: Topology) -> int:
+        """Sequences a rank computes at once: as given, else what the noise scale's small batch leaves of the share."""
+        if self.training.micro_batch is not None:
+            return self.training.micro_batch
+        smallest = self.small_batch if self.noise.every else self.training.batch
+        return max(smallest // topology.data, 1)
+
+    @property
+    def scientific_hash(self) -> str:
+        """Names what is computed, whatever the layout, the machine and the logging."""
+        content = self.model_dump(mode="json", exclude={*UNSCIENTIFIC, "name"})
+        content["data"].pop("path")
+        content["training"].pop("micro_batch")
+        return digest(content)
+
+    @property
+    def config_hash(self) -> str:
+        """Names the whole configuration."""
+        return digest(self.model_dump(mode="json"))
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, 64) + 1) if number % n == 0)
+
+
+def _check_model_on(config: RunConfig, topology: Topology) -> None:
+    model, moe = config.model, config.moe
+    tensor, pipeline = topology.tensor, topology.pipeline
+    for name, value in (("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)):
+        if value % tensor:
+            raise UserError(f"parallel.tensor ({tensor}) must divide model.{name} ({value}); try {_divisors(value)}")
+    if model.vocab_multiple % tensor:
+        raise UserError(f"parallel.tensor ({tensor}) must divide model.vocab_multiple ({model.vocab_multiple})")
+    if config.training.seq % tensor:
+        raise UserError(f"parallel.tensor ({tensor}) must divide training.seq ({config.training.seq})")
+    if model.layers % pipeline:
+        raise UserError(
+            f"parallel.pipeline ({pipeline}) must divide model.layers ({model.layers}); try {_divisors(model.layers)}"
+        )
+    if moe is None and topology.expert > 1:
+        raise UserError(f"parallel.expert ({topology.expert}) needs a moe section; this model is dense")
+    if moe is not None and moe.experts % topology.expert:
+        raise UserError(
+            f"parallel.expert ({topology.expert}) must divide moe.experts ({moe.experts}); try {_divisors(moe.experts)}"
+        )
+
+
+def _check_batch_on(config: RunConfig, topology: Topology) -> None:
+    batch, data = config.training.batch, topology.data
+    if batch % data:
+        raise UserError(
+            f"training.batch ({batch}) must be a multiple of the data-parallel size ({data} of {topology.world} ranks)"
+        )
+    micro = config.micro_batch(topology)
+    if batch % (micro * data):
+        raise UserError(
+            f"training.micro_batch ({micro}) times the data-parallel size ({data}) must divide training.batch ({batch}); "
+            f"try micro_batch {_divisors(batch // data)}"
+        )
+    if config.noise.every and config.small_batch % (micro * data):
+        raise UserError(
+            f"noise.small_batch ({config.small_batch}) must be a multiple of training.micro_batch ({micro}) times the "
+            f"data-parallel size ({data})"
+        )
+
+
+def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run file, apply ``key=value`` overrides, validate.
+
+    Raises:
+        UserError: anything wrong with the file or the overrides.
+    """
+    content: dict[str, Any] = apply_overrides(load_yaml(path), overrides or [])
+    content.setdefault("name", Path(path).stem)
+    return validate(RunConfig, content, str(path))
