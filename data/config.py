@@ -1,5 +1,6 @@
 """The ``data`` section of a run file (also the file that ``moescale data prepare`` reads)."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -11,7 +12,7 @@ class DomainConfig(BaseModel, frozen=True, extra="forbid"):
     source: Literal["stdlib"] | None = Field(None, description="built in: Python's standard library and topics")
     files: tuple[str, ...] = Field((), description="globs of text or .jsonl files, relative to the working folder")
     text_key: str = Field("text", description="key of the text in .jsonl lines")
-    indexed: str | None = Field(None, description="prefix of an existing Megatron .bin/.idx pair")
+    indexed: str | None = Field(None, description="prefix of an existing Megatron .bin/.idx pair, used as it is")
     evaluate_only: bool = Field(False, description="a held-out domain: never trained on")
 
     @model_validator(mode="after")
@@ -32,7 +33,7 @@ class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """What is read, how it is split, and in which order it comes."""
 
-    path: str | None = Field(None, description="folder of prepared data; default: the user's cache")
+    path: str | None = Field(None, description="folder for prepared data; default: data/ in the user's cache")
     domains: dict[str, DomainConfig] = Field(min_length=1)
     weights: dict[str, float] = Field({}, description="share of samples by domain; default: by its tokens")
     samples: int = Field(262_144, ge=1, description="samples in the fixed order that every budget reads a prefix of")
@@ -46,6 +47,14 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         trained = [name for name, domain in self.domains.items() if not domain.evaluate_only]
         if not trained:
             raise ValueError("data.domains: every domain is evaluate_only; nothing is left to train on")
+        for name, domain in self.domains.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(f"data.domains.{name}: names files, so use letters, digits, - and _ only")
+            if domain.indexed and self.tokenizer.model is None:
+                raise ValueError(
+                    f"data.domains.{name}.indexed ({domain.indexed}): give data.tokenizer.model, the sentencepiece "
+                    "model that these tokens were made with"
+                )
         for name, weight in self.weights.items():
             if name not in trained:
                 raise ValueError(
@@ -53,6 +62,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
                 )
             if weight < 0:
                 raise ValueError(f"data.weights.{name} ({weight}): must not be negative")
+        if self.weights and not any(self.weights.values()):
+            raise ValueError("data.weights: at least one must be above 0")
         if self.weights and set(self.weights) != set(trained):
             raise ValueError(f"data.weights: give all trained domains or none ({', '.join(trained)})")
         return self

@@ -1,0 +1,129 @@
+"""``moescale study``: plan, run, status, collect and report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.errors import EXIT_STOPPED
+from .environment import restart_with_allocator_settings
+from .output import console, note, print_json
+
+if TYPE_CHECKING:
+    from .study_folder import StudyFolder
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="a study file")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of a study")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="win over the file's settings")]
+Out = Annotated[Path | None, typer.Option(help="folder of the study; default: studies/NAME")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    study = typer.Typer(help="Sweeps: plan, run, watch, report.", no_args_is_help=True)
+    for verb in (plan, run, status, collect, report):
+        study.command(verb.__name__)(verb)
+    app.add_typer(study, name="study")
+
+
+def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show every run of a study with its cost, before anything starts."""
+    from .expansion import expand
+    from .plan import plan_runs, render
+    from .study_config import load_study
+
+    study = load_study(file, overrides)
+    planned = plan_runs([(run.family, run.config) for run in expand(study)], study.workers)
+    if as_json:
+        print_json(planned.as_json())
+        return
+    console().print(render(planned))
+    if study.lr_rule is not None:
+        note(study.lr_rule.describe())
+    for warning in planned.warnings:
+        note(f"warning: {warning}")
+
+
+def run(file: StudyFile, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Do what is not done yet of a study, several runs at once, and write its report."""
+    from .expansion import expand
+    from .study_config import load_study
+    from .study_folder import StudyFolder
+
+    study = load_study(file, overrides)
+    runs = expand(study)
+    restart_with_allocator_settings()
+    from .study_run import run_study
+
+    folder = StudyFolder(out if out is not None else Path("studies") / study.name)
+    code = run_study(study, runs, folder, quiet=as_json)
+    summary = _summary(folder) if code != EXIT_STOPPED else None
+    if as_json:
+        print_json({"exit_code": code, **(summary or {"folder": str(folder.path)})})
+    elif summary is not None:
+        _show(summary)
+    else:
+        note("stopped on request; the same command goes on from here")
+    raise typer.Exit(code)
+
+
+def status(directory: Folder, as_json: AsJson = False) -> None:
+    """Show how far each run of a study is."""
+    from dataclasses import asdict
+
+    from ..training.status import read_status
+    from .study_folder import StudyFolder
+    from .tables import status_table
+
+    folder = StudyFolder(directory)
+    rows = [(run.name, read_status(folder.run(run.name))) for run in folder.open()[1]]
+    if not as_json:
+        console().print(status_table(rows))
+        return
+    print_json({"runs": [{"name": name, **(asdict(found) if found else {"state": "pending"})} for name, found in rows]})
+
+
+def collect(directory: Folder, as_json: AsJson = False) -> None:
+    """Write points.csv and the fits of a study from its run folders."""
+    from .collect import as_json as to_json
+    from .collect import collect as collect_study
+    from .study_folder import StudyFolder
+
+    folder = StudyFolder(directory)
+    summary = to_json(collect_study(folder), folder)
+    if as_json:
+        print_json(summary)
+    else:
+        _show(summary)
+
+
+def report(directory: Folder, as_json: AsJson = False) -> None:
+    """Write the report of a study, from what its runs have recorded so far."""
+    from .report import write_report
+    from .study_folder import StudyFolder
+
+    summary = write_report(StudyFolder(directory))
+    if as_json:
+        print_json(summary)
+    else:
+        _show(summary)
+
+
+def _summary(folder: "StudyFolder") -> dict[str, Any]:
+    """The summary of an up-to-date report, written anew only if runs have moved on since."""
+    from .report import summary_of_report, write_report
+
+    return summary_of_report(folder) or write_report(folder)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    for line in summary["headlines"]:
+        print(line)
+    for warning in summary["warnings"]:
+        note(f"warning: {warning}")
+    for failure in summary["failed"]:
+        note(f"failed: {failure['run']}: {failure['reason']}")
+    print(f"{summary['done']} runs done; points: {summary['points']}")
+    if "report" in summary:
+        print(f"report: {summary['report']}")

@@ -1,0 +1,142 @@
+"""``moescale doctor``, ``moescale data prepare`` and ``moescale train``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.config import apply_overrides, load_yaml, validate
+from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, UserError
+from .environment import restart_with_allocator_settings, world_of_launcher
+from .output import console, note, print_json
+
+if TYPE_CHECKING:
+    from ..training.config import RunConfig
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings that win over the file")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+Out = Annotated[Path | None, typer.Option(help="folder to write to")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    data_app = typer.Typer(help="Prepare training text.", no_args_is_help=True)
+    data_app.command("prepare")(prepare)
+    app.command("doctor")(doctor)
+    app.add_typer(data_app, name="data")
+    app.command("train")(train)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Tell whether this machine can run moescale, and what to do if not."""
+    from .doctor import as_json as to_json
+    from .doctor import examine, missing, table
+
+    findings = examine()
+    if as_json:
+        print_json(to_json(findings))
+    else:
+        console().print(table(findings))
+    raise typer.Exit(EXIT_FAILED if missing(findings) else EXIT_DONE)
+
+
+def prepare(
+    file: Annotated[Path, typer.Argument(metavar="DATA.yaml", help="a YAML file with a data section")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize and index the text that a file's data section names."""
+    from .. import data
+
+    content = apply_overrides(load_yaml(file), overrides or [])
+    if "data" not in content:
+        raise UserError(f"{file}: has no data section")
+    config = validate(data.DataConfig, content["data"], f"{file}: data")
+    prepared = data.prepare(config, progress=not as_json)
+    summary: dict[str, Any] = {
+        "folder": str(prepared.folder),
+        "data_hash": prepared.data_hash,
+        "tokenizer_hash": prepared.tokenizer_hash,
+        "vocab_size": prepared.vocab_size,
+        "train_tokens": prepared.train_tokens,
+    }
+    if as_json:
+        print_json({**summary, "manifest": prepared.manifest})
+    else:
+        for key, value in summary.items():
+            print(f"{key}: {value}")
+
+
+def train(
+    file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="a run file")],
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what the run would cost, and stop")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model, alone or as one rank of torchrun, srun or mpirun; goes on with what the folder holds."""
+    from ..training.config import load_run
+
+    rank, world = world_of_launcher()
+    try:
+        config = load_run(file, overrides)
+        config.check_layout(world)
+    except UserError:
+        if rank == 0:
+            raise
+        raise typer.Exit(EXIT_BAD_INPUT) from None  # every rank finds the same; one says it
+    folder = out if out is not None else Path("runs") / config.name
+    if dry_run:
+        if rank == 0:
+            _show_plan(config, world, as_json)
+        return
+    restart_with_allocator_settings()
+    from ..training.run import train as train_rank
+
+    code = train_rank(config, folder, quiet=as_json)
+    if rank == 0:
+        _summarize(folder, code, as_json)
+    raise typer.Exit(code)
+
+
+def _show_plan(config: "RunConfig", world: int, as_json: bool) -> None:
+    from .plan import plan_runs, render
+
+    plan = plan_runs([("moe" if config.moe else "dense", config)], workers=1, world=world)
+    if as_json:
+        print_json(plan.as_json())
+    else:
+        console().print(render(plan))
+        for warning in plan.warnings:
+            note(f"warning: {warning}")
+
+
+def _summarize(folder: Path, code: int, as_json: bool) -> None:
+    """How the run ended, from what it wrote."""
+    from ..scaling.record import read_record
+    from ..training.status import read_status
+
+    status = read_status(folder)
+    if status is None:
+        raise RuntimeError(f"{folder}: the run ended without a status")
+    last = read_record(folder).steps[-1:]
+    loss = last[0]["loss"] if last else None
+    if as_json:
+        print_json(
+            {
+                "folder": str(folder),
+                "exit_code": code,
+                "state": status.state,
+                "reason": status.reason,
+                "step": status.step,
+                "steps_total": status.steps_total,
+                "attempt": status.attempt,
+                "loss": loss,
+            }
+        )
+        return
+    said = f"{status.state}: step {status.step} of {status.steps_total}"
+    said += f", loss {loss:.4f}" if loss is not None else ""
+    print(f"{said}{f' ({status.reason})' if status.reason else ''}, in {folder}")

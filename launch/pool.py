@@ -1,0 +1,204 @@
+"""Runs of a study side by side: one warm parent forks a child for each run, so that imports are paid once.
+
+The parent has imported torch, DeepSpeed and Megatron but started no thread and no process group, which is what
+makes forking safe; each child is then a process like any that ``moescale train`` starts.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Protocol
+
+from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
+from ..training.config import RunConfig
+from ..training.run import train
+from ..training.status import read_status, write_status
+
+_TICK = 0.5  # seconds between looks at the clock and at stop requests
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None, use_errno=True)
+_fork = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done in ``folder``; ``cost`` orders jobs, dearest first."""
+
+    config: RunConfig
+    folder: Path
+    cost: float
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a child ended. ``code`` is its exit code, ``reason`` says why where it is not 0."""
+
+    job: Job
+    code: int
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run that is going on."""
+
+    job: Job
+    process: BaseProcess
+    log: Path
+    first_step: int
+    started: float = field(default_factory=time.monotonic)
+
+
+class Watcher(Protocol):
+    """Who shows what is going on."""
+
+    def began(self, child: Child) -> None: ...
+
+    def ended(self, outcome: Outcome) -> None: ...
+
+    def tick(self, running: Sequence[Child]) -> None: ...
+
+
+class _StopRequests:
+    """Counts SIGINT and SIGTERM: the first asks the runs to save and stop, the second kills them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._count) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def run_all(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[Outcome]:
+    """Do ``jobs``, at most ``workers`` at a time, whatever becomes of single ones.
+
+    After a stop request no job is started, and those that run are asked to save and stop: jobs that never started
+    have no outcome.
+    """
+    waiting = sorted(jobs, key=lambda job: job.cost)  # popped from the end
+    running: list[Child] = []
+    outcomes: list[Outcome] = []
+    requests, heeded = _StopRequests(), 0
+    try:
+        with requests.listening():
+            while running or (waiting and not requests.count):
+                while waiting and len(running) < workers and not requests.count:
+                    running.append(_start(waiting.pop()))
+                    watcher.began(running[-1])
+                if requests.count > heeded:
+                    heeded = requests.count
+                    for child in running:
+                        child.process.terminate() if heeded == 1 else child.process.kill()
+                wait([child.process.sentinel for child in running], timeout=_TICK)
+                for child in [child for child in running if not child.process.is_alive()]:
+                    running.remove(child)
+                    outcomes.append(_outcome(child, stopping=requests.count > 0))
+                    watcher.ended(outcomes[-1])
+                watcher.tick(running)
+    finally:
+        for child in running:  # only an error of our own leaves any
+            child.process.kill()
+    return outcomes
+
+
+def _start(job: Job) -> Child:
+    status = read_status(job.folder)
+    attempt = (status.attempt if status else 0) + 1
+    log = job.folder / "logs" / f"{attempt}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = _fork.Process(target=_run_child, args=(job, log, os.getpid()), name=job.name)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # until the child no longer has our handlers
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return Child(job, process, log, status.step if status else 0)
+
+
+def _run_child(job: Job, log: Path, parent: int) -> NoReturn:
+    """The whole life of a child; it leaves by ``os._exit``, so that nothing of the parent's is run a second time."""
+    code = EXIT_FAILED
+    try:
+        _die_with(parent)
+        os.setpgrp()  # Ctrl-C on a terminal reaches the parent alone, which then asks each child once
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        code = train(job.config, job.folder, quiet=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except BaseException:  # the process ends here, so nothing may pass
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that dies."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the call
+        os._exit(EXIT_FAILED)
+
+
+def _outcome(child: Child, stopping: bool) -> Outcome:
+    child.process.join()
+    code = child.process.exitcode
+    assert code is not None
+    if stopping and code in (-signal.SIGTERM, -signal.SIGKILL):  # we did that: it goes on from its last checkpoint
+        code = EXIT_STOPPED
+    reason = "" if code in (EXIT_DONE, EXIT_STOPPED) else _explain(child, code)
+    return Outcome(child.job, code, reason, time.monotonic() - child.started)
+
+
+def _explain(child: Child, code: int) -> str:
+    """Why a run failed; a run that could not say so itself gets it written into its status."""
+    status = read_status(child.job.folder)
+    if status is not None and status.state == "failed" and status.reason:
+        return status.reason
+    if code == -signal.SIGKILL:
+        reason = "killed by SIGKILL; if nobody did that, the machine ran out of memory: lower workers"
+    elif code < 0:
+        reason = f"killed by {signal.Signals(-code).name}; see {child.log}"
+    else:
+        lines = child.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        reason = f"exit code {code}: {said[-1].removeprefix('error: ') if said else 'said nothing'}; see {child.log}"
+    step, total = (status.step, status.steps_total) if status else (0, 0)
+    attempt = status.attempt if status else 1
+    write_status(child.job.folder, "failed", reason=reason, step=step, steps_total=total, attempt=attempt)
+    return reason

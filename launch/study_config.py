@@ -1,0 +1,143 @@
+"""The study file: what is common to all runs, groups of runs with the axes they sweep, and what is fitted."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from ..base.config import apply_overrides, find_config, load_yaml, merge, validate
+from ..base.errors import UserError
+
+# Families and studies name folders and files.
+_LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+
+
+class GroupConfig(BaseModel, frozen=True, extra="forbid"):
+    """Runs of one family: every combination of the values in ``grid``, on top of ``set``.
+
+    Keys are dotted keys of a run file. Several keys joined by commas move together, their values being lists:
+    ``"training.flops, training.batch": [[1e11, 2], [1e12, 4]]``.
+    """
+
+    family: str = Field(pattern=_LABEL, max_length=60, description="label in names, tables and plots")
+    set: dict[str, Any] = Field({}, description="values of every run of the group")
+    grid: dict[str, list[Any]] = Field({}, description="values to sweep")
+
+
+class LearningRateRule(BaseModel, frozen=True, extra="forbid"):
+    """optimizer.lr = base_lr * (base_width / model.width) ** power, for runs that give no optimizer.lr."""
+
+    base_lr: float = Field(gt=0)
+    base_width: int = Field(ge=1)
+    power: float = 1.0
+
+    def learning_rate(self, width: int) -> float:
+        """Rounded to 6 digits, so that the last bit of a machine's ``pow`` does not make another run of it."""
+        return float(f"{self.base_lr * (self.base_width / width) ** self.power:.6g}")
+
+    def describe(self) -> str:
+        return f"optimizer.lr = {self.base_lr:g} * ({self.base_width} / model.width)^{self.power:g}"
+
+
+class FitRequest(BaseModel, frozen=True, extra="forbid"):
+    """A law to fit to the finished points."""
+
+    law: str
+    family: str | None = Field(None, description="default: the points of all families together")
+    map: dict[str, str] = Field({}, description="column of the points table for a variable of the law")
+    hold_out: str | None = Field(None, description="condition on points kept out of the fit, such as c>=1e12")
+
+    @property
+    def name(self) -> str:
+        """Names the file of the fit."""
+        return self.law if self.family is None else f"{self.law}-{self.family}"
+
+
+class StudyConfig(BaseModel, frozen=True, extra="forbid"):
+    """One study."""
+
+    name: str = Field(pattern=_LABEL, max_length=100)
+    run: dict[str, Any] = Field({}, description="keys of a run file that all runs share; may hold extends")
+    groups: dict[str, GroupConfig] = Field(min_length=1)
+    lr_rule: LearningRateRule | None = None
+    workers: int | None = Field(None, ge=1, description="runs side by side; default: one a core")
+    fit: tuple[FitRequest, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, group in self.groups.items():
+            _check_group(f"groups.{name}", group)
+        optimizer = self.run.get("optimizer")
+        given = optimizer.get("lr") if isinstance(optimizer, dict) else None
+        if self.lr_rule is not None and given is not None:
+            raise ValueError(f"lr_rule and run.optimizer.lr ({given}) both set the learning rate; keep one of them")
+        families = {group.family for group in self.groups.values()}
+        for request in self.fit:
+            if request.family is not None and request.family not in families:
+                raise ValueError(f"fit.family ({request.family}): no group has it; there are {', '.join(families)}")
+        names = [request.name for request in self.fit]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"fit: {name} stands twice")
+        return self
+
+
+def keys_of(axis: str) -> list[str]:
+    """Dotted keys of an axis of ``grid``."""
+    return [key.strip() for key in axis.split(",")]
+
+
+def _check_group(where: str, group: GroupConfig) -> None:
+    swept = [(key, axis) for axis in group.grid for key in keys_of(axis)]
+    for section, keys in (("set", list(group.set)), ("grid", [key for key, _ in swept])):
+        if "name" in keys:
+            raise ValueError(
+                f"{where}.{section}.name: runs are named after their values; give the group another family"
+            )
+    seen: dict[str, str] = {}
+    for key, axis in swept:
+        if key in seen:
+            raise ValueError(f"{where}.grid: {key} is swept by two axes, {seen[key]!r} and {axis!r}; join them in one")
+        if key in group.set:
+            raise ValueError(f"{where}.set.{key} stands in grid too; keep one of them")
+        seen[key] = axis
+    for key in seen:
+        for other in seen:
+            if key.startswith(f"{other}."):
+                raise ValueError(f"{where}.grid: {other} and {key} sweep the same setting; keep one of them")
+    for axis, values in group.grid.items():
+        _check_axis(f"{where}.grid.{axis}", len(keys_of(axis)), values)
+
+
+def _check_axis(where: str, keys: int, values: list[Any]) -> None:
+    if not values:
+        raise ValueError(f"{where}: has no values")
+    for value in values:
+        if keys > 1 and not (isinstance(value, list) and len(value) == keys):
+            raise ValueError(f"{where}: {value!r} must be a list of {keys} values, one for each key")
+
+
+def load_study(path: Path, overrides: list[str] | None = None) -> StudyConfig:
+    """Read a study file, apply ``key=value`` overrides, validate. Runs are validated when they are expanded.
+
+    Raises:
+        UserError: anything wrong with the file or the overrides.
+    """
+    content = apply_overrides(load_yaml(path), overrides or [])
+    content.setdefault("name", path.stem)
+    run = content.get("run")
+    if isinstance(run, dict) and "extends" in run:
+        content["run"] = _resolve_extends(run, path)
+    return validate(StudyConfig, content, str(path))
+
+
+def _resolve_extends(run: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``run.extends`` names run files, found beside the study file or among the shipped configurations."""
+    parents = run["extends"]
+    names = [parents] if isinstance(parents, str) else parents
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: run.extends ({parents!r}): a file name or a list of them is expected")
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged = merge(merged, load_yaml(find_config(name, path.parent)))
+    return merge(merged, {key: value for key, value in run.items() if key != "extends"})

@@ -1,0 +1,163 @@
+"""A GPT from Megatron-core's own parts: its model, its layer spec, with our norm, core attention and MoE layer."""
+
+import copy
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..moe.bind_deepspeed import DeepSpeedExperts
+from ..moe.bind_megatron import MegatronMoE
+from ..moe.config import MoEConfig
+from ..parallel.groups import Groups
+from .attention import CausalAttention
+from .config import ModelConfig
+from .norms import FullRMSNorm, RMSNorm
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class MixtureLayer(MegatronMoE, DeepSpeedExperts):
+    """Our MoE layer as Megatron's ``mlp`` and as DeepSpeed's MoE."""
+
+    def __init__(self, config: Any, **keywords: Any):
+        super().__init__(config, **keywords)
+        self.mark_experts(self)
+
+
+class GPT(GPTModel):
+    """`GPTModel` that gives the padded part of the vocabulary no probability."""
+
+    real_vocab: int
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Loss of each token, ``[B, S]``; logits ``[S, B, V]`` hold this tensor rank's part of the vocabulary."""
+        if self.real_vocab < self.vocab_size:
+            first = logits.shape[-1] * torch.distributed.get_rank(self.pg_collection.tp)
+            padded = max(self.real_vocab - first, 0)
+            if padded < logits.shape[-1]:
+                logits[..., padded:] = float("-inf")
+        return super().compute_language_model_loss(labels, logits)
+
+
+def build_model(
+    model: ModelConfig,
+    moe: MoEConfig | None,
+    *,
+    vocab: int,
+    seq: int,
+    dtype: str,
+    groups: Groups,
+    recompute: str = "none",
+    micro_batches: int = 1,
+) -> GPT:
+    """This rank's part of the model, parameters not yet drawn (see models/initialise.py).
+
+    Args:
+        vocab: pieces of the tokenizer; the model's vocabulary is padded as the configuration says.
+        seq: longest sequence.
+    """
+    config = _megatron_config(model, moe, dtype, groups, recompute)
+    model_parallel_cuda_manual_seed(0)  # the tracker's states must exist; nothing of ours draws from them
+    gpt = GPT(
+        config,
+        _layer_specs(model, moe, groups),
+        vocab_size=model.padded_vocab(vocab),
+        max_sequence_length=model.max_seq or seq,
+        pre_process=groups.is_first_stage,
+        post_process=groups.is_last_stage,
+        share_embeddings_and_output_weights=model.tied,
+        position_embedding_type="rope",
+        rotary_base=model.rope_base,
+    )
+    gpt.real_vocab = vocab
+    for module in gpt.modules():
+        if isinstance(module, MixtureLayer):
+            module.to(DTYPES[dtype])
+    return gpt.cuda() if torch.cuda.is_available() else gpt
+
+
+def _megatron_config(
+    model: ModelConfig, moe: MoEConfig | None, dtype: str, groups: Groups, recompute: str
+) -> TransformerConfig:
+    topology = groups.topology
+    config = TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.width,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        ffn_hidden_size=model.ffn,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        params_dtype=DTYPES[dtype],
+        bf16=dtype == "bf16",
+        pipeline_dtype=DTYPES[dtype],
+        tensor_model_parallel_size=topology.tensor,
+        sequence_parallel=topology.tensor > 1,
+        pipeline_model_parallel_size=topology.pipeline,
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=False,
+        recompute_granularity="full" if recompute == "full" else None,
+        recompute_method="uniform" if recompute == "full" else None,
+        recompute_num_layers=1 if recompute == "full" else None,
+    )
+    # Set afterwards, so that it does one thing only: the schedule then divides auxiliary losses by the number of
+    # micro-batches as it divides the loss.
+    config.num_moe_experts = moe.experts if moe is not None else None
+    return config
+
+
+def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups) -> TransformerBlockSubmodules:
+    """One spec for each layer of this pipeline stage."""
+    per_stage = model.layers // groups.topology.pipeline
+    first = per_stage * groups.topology.pipeline_rank(groups.rank)
+    dense = _dense_spec(model, groups)
+    specs = []
+    for layer in range(first, first + per_stage):
+        spec = copy.deepcopy(dense)
+        if moe is not None and moe.is_mixture(layer):
+            spec.submodules.mlp = ModuleSpec(
+                module=MixtureLayer,
+                params={"moe": moe, "exchange": groups.exchange(), "sequence_group": groups.sequence},
+            )
+        specs.append(spec)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = CausalAttention
+    attention.q_layernorm = attention.k_layernorm = None
+    if model.qk_norm == "head":
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    elif model.qk_norm == "full":
+        for key, heads in (("q_layernorm", model.heads), ("k_layernorm", model.kv_heads)):
+            norm = ModuleSpec(module=FullRMSNorm, params={"heads": heads, "group": groups.sequence})
+            setattr(attention, key, norm)
+    return spec
+
+
+def mixture_layers_of(gpt: nn.Module) -> list[tuple[int, MixtureLayer]]:
+    """(global layer index, mixture) of this rank's mixtures, in order."""
+    return [(layer.layer_number - 1, layer.mlp) for layer in gpt.decoder.layers if isinstance(layer.mlp, MixtureLayer)]

@@ -1,0 +1,112 @@
+"""Parameters and FLOPs of a model from its configuration alone.
+
+Conventions (recorded with every run): N counts non-embedding parameters, total and active; FLOPs count the matrix
+products of forward and backward: projections, attention scores over the full square (not the causal half), router,
+head over the padded vocabulary. Norms, softmax, rotary embedding and the embedding look-up are not counted.
+tests/models/test_counts.py checks both against built models.
+"""
+
+from dataclasses import dataclass
+
+from ..moe.config import MoEConfig
+from .config import ModelConfig
+
+CONVENTIONS = {
+    "n": "non-embedding parameters; total counts every expert, active counts the routed experts a token visits, "
+    "shared experts, router and norms",
+    "d": "tokens seen in training",
+    "flops": "matrix products of forward and backward (3 x forward) incl. attention scores, router and head",
+    "causal_attention": "full",
+    "g": "4 * width / expert_width (arXiv 2402.07871); arXiv 2507.17702 calls half of it G",
+    "k": "routed experts a token visits; shared experts are not counted in K or E",
+    "s": "1 - K / E over routed experts",
+}
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """``total`` and ``active`` exclude ``embedding`` (which holds the head too when it is untied)."""
+
+    total: int
+    active: int
+    embedding: int
+    router: int
+
+    @property
+    def all(self) -> int:
+        """Every parameter that is stored."""
+        return self.total + self.embedding
+
+
+@dataclass(frozen=True)
+class FlopCounts:
+    """FLOPs a token. ``total`` is forward and backward; ``six_n`` is 6 N_active beside it."""
+
+    attention: int
+    feed_forward: int
+    router: int
+    head: int
+    six_n: int
+
+    @property
+    def forward(self) -> int:
+        return self.attention + self.feed_forward + self.router + self.head
+
+    @property
+    def total(self) -> int:
+        """The backward pass multiplies each product's gradient with both of its factors: twice the forward pass."""
+        return 3 * self.forward
+
+
+def _attention_matrices(model: ModelConfig) -> int:
+    query = model.heads * model.head_dim
+    return model.width * (2 * query + 2 * model.kv_heads * model.head_dim)
+
+
+def _attention_norms(model: ModelConfig) -> int:
+    if model.qk_norm == "head":
+        return 2 * model.head_dim
+    if model.qk_norm == "full":
+        return (model.heads + model.kv_heads) * model.head_dim
+    return 0
+
+
+def _expert(model: ModelConfig, moe: MoEConfig) -> int:
+    return 3 * model.width * moe.width_of_expert(model.width)
+
+
+def mixture_layers(model: ModelConfig, moe: MoEConfig | None) -> list[int]:
+    """Global indices of the layers that are mixtures."""
+    return [layer for layer in range(model.layers) if moe is not None and moe.is_mixture(layer)]
+
+
+def count_parameters(model: ModelConfig, moe: MoEConfig | None, vocab: int) -> ParameterCounts:
+    """Parameters by kind for a tokenizer of ``vocab`` pieces."""
+    common = _attention_matrices(model) + _attention_norms(model) + 2 * model.width
+    mixtures = len(mixture_layers(model, moe))
+    total = active = model.layers * common + (model.layers - mixtures) * 3 * model.width * model.ffn + model.width
+    router = 0
+    if moe is not None:
+        router = mixtures * model.width * moe.experts
+        total += router + mixtures * (moe.experts + moe.shared) * _expert(model, moe)
+        active += router + mixtures * (moe.active + moe.shared) * _expert(model, moe)
+    embedding = (1 if model.tied else 2) * model.padded_vocab(vocab) * model.width
+    return ParameterCounts(total, active, embedding, router)
+
+
+def flops_per_token(model: ModelConfig, moe: MoEConfig | None, vocab: int, seq: int) -> FlopCounts:
+    """FLOPs a token at sequence length ``seq``; the parts are those of the forward pass."""
+    mixtures = len(mixture_layers(model, moe))
+    scores = 2 * 2 * seq * model.heads * model.head_dim  # q k^T and p v
+    feed_forward = (model.layers - mixtures) * 2 * 3 * model.width * model.ffn
+    router = 0
+    if moe is not None:
+        feed_forward += mixtures * 2 * (moe.active + moe.shared) * _expert(model, moe)
+        router = mixtures * 2 * model.width * moe.experts
+    return FlopCounts(
+        attention=model.layers * (2 * _attention_matrices(model) + scores),
+        feed_forward=feed_forward,
+        router=router,
+        head=2 * model.padded_vocab(vocab) * model.width,
+        six_n=6 * count_parameters(model, moe, vocab).active,
+    )

@@ -1,0 +1,92 @@
+"""How plots look, and how they become part of a page. Uses matplotlib's figures without its global state."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from .formats import count
+
+DENSE_COLOUR = "#333333"
+COLOURS = ("#0b6fb8", "#cf4a30", "#2f8f4e", "#7b4fa3", "#c98a00", "#1295a3", "#a83f7c", "#7a5c3e")
+GRID = "#e3e3e3"
+SIZE = 9  # points, of all text
+WIDTH = 7.4  # inches
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture with the data it shows.
+
+    Attributes:
+        key: names it inside the page.
+        image: data URI of an SVG.
+        caption: what is drawn, and how to read it.
+        columns, rows: the data as text.
+    """
+
+    key: str
+    title: str
+    image: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def colours(families: Sequence[str], dense: str = "dense") -> dict[str, str]:
+    """One colour for each family, dark grey for the dense one."""
+    others = [family for family in families if family != dense]
+    return {dense: DENSE_COLOUR} | {family: COLOURS[i % len(COLOURS)] for i, family in enumerate(others)}
+
+
+def panels(number: int, height: float = 3.6, share_y: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure with ``number`` panels, at most three in a row."""
+    columns = min(number, 3)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(WIDTH, height if rows == 1 else 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
+    flat = list(axes.flat)
+    for axis in flat[number:]:
+        axis.set_visible(False)
+    for axis in flat[:number]:
+        axis.grid(True, color=GRID, linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=SIZE - 1, labelleft=True)
+    return figure, flat[:number]
+
+
+def label(axis: Axes, x: str, y: str, title: str = "") -> None:
+    axis.set_xlabel(x, fontsize=SIZE)
+    axis.set_ylabel(y, fontsize=SIZE)
+    if title:
+        axis.set_title(title, fontsize=SIZE, loc="left")
+
+
+def log_x(axis: Axes, counts: bool = False) -> None:
+    """A logarithmic x axis with few, plain labels; ``counts``: 200k instead of 2 x 10^5."""
+    axis.set_xscale("log")
+    if counts:
+        low, high = axis.get_xlim()
+        narrow = high / low < 100
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1, 3) if narrow else (1,)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def legend(axis: Axes, **options: Any) -> None:
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=SIZE - 1, frameon=False, **options)
+
+
+def as_image(figure: Figure) -> str:
+    """The figure as a data URI."""
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,211 @@
+"""Fitting a law to points: many starts, robust, with intervals, a held-out error, and warnings in words."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.errors import UserError
+from . import diagnosis
+from .fitted import LEVEL, Estimate, Fit, HeldOut
+from .laws import Array, Law, law_named
+from .solver import Solution, minimise
+
+__all__ = ["Estimate", "Fit", "HeldOut", "fit"]
+
+WARM_STARTS = 3  # optima from which a bootstrap sample starts
+WARM_WITHIN = 1.2  # of the best objective
+
+
+def fit(
+    law: str | Law,
+    variables: Mapping[str, Array],
+    loss: Array,
+    *,
+    huber_delta: float = 1e-3,
+    hold_out: NDArray[np.bool_] | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
+    conventions: Mapping[str, str] | None = None,
+) -> Fit:
+    """Fit ``law`` to points.
+
+    Minimises the sum over points of Huber's function of log(prediction) - log(loss), from a grid of starts. The
+    intervals are percentiles over resamplings of the points, each fitted from the best few optima.
+
+    Args:
+        law: a name in `laws.LAWS`, or a law.
+        variables: at least the law's variables, each [n].
+        loss: nats a token [n].
+        huber_delta: residuals beyond it count linearly; natural logarithm.
+        hold_out: points [n] to leave out of the fit and to predict afterwards.
+        bootstrap: number of resamplings; 0: no intervals.
+        seed: of the resampling.
+        conventions: what n, d, c mean in these points; recorded with the result.
+
+    Raises:
+        UserError: unknown law, missing variable, values out of range (the row is named), too few distinct points,
+            or a variable that takes one value only.
+    """
+    law = law_named(law, variables) if isinstance(law, str) else law
+    loss = np.asarray(loss, dtype=float)
+    held = np.zeros(len(loss), dtype=bool) if hold_out is None else np.asarray(hold_out, dtype=bool)
+    _check_loss(loss)
+    logs = law.logs_of(variables)
+    for name, values in logs.items():
+        if len(values) != len(loss):
+            raise UserError(f"variable {name} has {len(values)} rows, the loss {len(loss)}")
+    inside = {name: values[~held] for name, values in logs.items()}
+    _check_points(law, inside)
+
+    target = np.log(loss[~held])
+    starts = law.starts(inside, loss[~held])
+    low, high = law.bounds
+    solution = minimise(lambda theta: law.evaluate(theta, inside), starts, target, low, high, huber_delta)
+    best = solution.theta[np.argmin(solution.objective)]
+    agreeing = diagnosis.alike(solution.theta, best) & (solution.objective <= _near(solution.objective.min()))
+    samples = _bootstrap(law, inside, target, huber_delta, solution, bootstrap, seed)
+
+    prediction, derivative = law.evaluate(best[None], inside)
+    residual = prediction[0] - target
+    open_ones = diagnosis.refused(law, best, starts[agreeing], solution.theta[agreeing])
+    flat = diagnosis.flat_direction(law, best, residual, derivative[0])
+    warnings = [
+        *open_ones.values(),
+        *diagnosis.often_on_bound(law, samples, set(open_ones)),
+        *([flat] if flat else []),
+        *diagnosis.disagreement(len(starts), int(agreeing.sum())),
+        *diagnosis.duplicates(np.column_stack([*inside.values(), target])),
+    ]
+    fitted = law.to_values(best)
+    sampled = np.array([list(law.to_values(sample).values()) for sample in samples]).reshape(-1, len(fitted))
+    return Fit(
+        law=law.name,
+        variables=law.variables,
+        coefficients=_estimates(fitted, sampled, set(open_ones)),
+        values=fitted,
+        n_points=len(target),
+        rmse_log=float(np.sqrt(np.mean(residual**2))),
+        held_out=_held_out(law, best, logs, loss, held),
+        tried=len(starts),
+        agreeing=int(agreeing.sum()),
+        conventions=_conventions(law, huber_delta, bootstrap) | dict(conventions or {}),
+        warnings=tuple(warnings),
+        ranges={
+            name: (float(np.min(ends)), float(np.max(ends)))
+            for name in law.variables
+            for ends in [np.asarray(variables[name], dtype=float)[~held]]
+        },
+        samples=sampled,
+    )
+
+
+def _near(objective: float) -> float:
+    """Objectives up to here count as equal to the best one; the floor is for fits without residuals."""
+    return objective * (1 + 1e-4) + 1e-20
+
+
+def _check_loss(loss: Array) -> None:
+    legal = np.isfinite(loss) & (loss > 0)
+    if not legal.all():
+        row = int(np.argmin(legal))
+        raise UserError(f"row {row + 1}: the loss ({loss[row]}) must be positive; leave the row out")
+
+
+def _check_points(law: Law, logs: Mapping[str, Array]) -> None:
+    wanted = len(law.coefficients)
+    count = len(next(iter(logs.values())))
+    if count < wanted + 1:
+        raise UserError(
+            f"law {law.name} has {wanted} coefficients and needs at least {wanted + 1} points to fit; {count} are given"
+        )
+    for name, values in logs.items():
+        if np.ptp(values) == 0:
+            raise UserError(
+                f"law {law.name}: {name} is the same in all {count} points, so its part of {law.equation} cannot be "
+                "told from the rest; vary it, or fit a law without it"
+            )
+    distinct = len(np.unique(np.column_stack(list(logs.values())), axis=0))
+    if distinct < wanted:
+        raise UserError(
+            f"law {law.name} has {wanted} coefficients, but the {count} points lie at only {distinct} places in "
+            f"{', '.join(law.variables)}"
+        )
+
+
+def _bootstrap(
+    law: Law, logs: Mapping[str, Array], target: Array, delta: float, solution: Solution, count: int, seed: int
+) -> Array:
+    """theta of ``count`` resamplings of the points [count, P]."""
+    warm = _distinct_optima(solution)
+    if not count:
+        return np.empty((0, warm.shape[1]))
+    rng = np.random.default_rng(seed)
+    places = np.unique(np.column_stack(list(logs.values())), axis=0, return_inverse=True)[1].reshape(-1)
+    weights = np.array([_resample(rng, places, len(law.coefficients)) for _ in range(count)])
+    low, high = law.bounds
+    starts = np.tile(warm, (count, 1))
+    found = minimise(
+        lambda theta: law.evaluate(theta, logs), starts, target, low, high, delta, np.repeat(weights, len(warm), axis=0)
+    )
+    chosen = found.objective.reshape(count, len(warm)).argmin(axis=1)
+    return found.theta.reshape(count, len(warm), -1)[np.arange(count), chosen]
+
+
+def _resample(rng: np.random.Generator, places: NDArray[np.intp], fewest: int) -> Array:
+    """How often each point is drawn [n]; drawn again while too few distinct places are among them to fit a law."""
+    n = len(places)
+    while True:
+        counts = np.bincount(rng.integers(n, size=n), minlength=n)
+        if len(np.unique(places[counts > 0])) >= fewest:
+            return counts.astype(float)
+
+
+def _distinct_optima(solution: Solution) -> Array:
+    """The best optimum and the next best different ones of nearly the same objective [at most WARM_STARTS, P]."""
+    order = np.argsort(solution.objective)
+    limit = WARM_WITHIN * solution.objective[order[0]]
+    chosen: list[Array] = []
+    for place in order:
+        theta = solution.theta[place]
+        if chosen and (solution.objective[place] > limit or len(chosen) == WARM_STARTS):
+            break
+        if not chosen or not diagnosis.alike(np.array(chosen), theta).any():
+            chosen.append(theta)
+    return np.array(chosen)
+
+
+def _estimates(values: Mapping[str, float], samples: Array, open_ones: set[str]) -> dict[str, Estimate]:
+    estimates = {}
+    for place, (name, value) in enumerate(values.items()):
+        if name in open_ones:
+            estimates[name] = Estimate(None, None, None)
+        elif len(samples):
+            low, high = np.percentile(samples[:, place], LEVEL)
+            estimates[name] = Estimate(value, float(low), float(high))
+        else:
+            estimates[name] = Estimate(value, None, None)
+    return estimates
+
+
+def _held_out(
+    law: Law, theta: Array, logs: Mapping[str, Array], loss: Array, held: NDArray[np.bool_]
+) -> HeldOut | None:
+    if not held.any():
+        return None
+    outside = {name: values[held] for name, values in logs.items()}
+    error = law.evaluate(theta[None], outside)[0][0] - np.log(loss[held])
+    return HeldOut(int(held.sum()), float(np.sqrt(np.mean(error**2))), float(np.max(np.abs(np.expm1(error)))))
+
+
+def _conventions(law: Law, delta: float, bootstrap: int) -> dict[str, str]:
+    stated = {
+        "equation": law.equation,
+        "source": law.paper,
+        "loss": "nats a token",
+        "objective": f"sum of Huber({delta:g}) of natural-log residuals",
+        "intervals": f"95 %, percentiles of {bootstrap} resamplings of the points" if bootstrap else "none",
+    }
+    if "n" in law.variables and law.n_counts:
+        stated["n"] = f"{law.n_counts.removeprefix('n_')} non-embedding parameters, unless the table says otherwise"
+    return stated

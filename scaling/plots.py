@@ -1,0 +1,200 @@
+"""The plots of a report, each with its data. A function returns None where there is nothing to draw."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.lines import Line2D
+
+from . import formats
+from .figures import Plot, as_image, colours, label, legend, log_x, panels
+from .fitted import Fit
+from .isoflop import Comparison, Profile
+from .laws import Array
+from .points import Point
+from .record import Record
+
+MARKS = 60  # points of a curve that are drawn at most
+TABLED = 12  # points of a curve that its table shows at most
+NATS = "loss (nats/token)"
+
+
+def families_of(points: Sequence[Point]) -> list[str]:
+    """Families in order of appearance."""
+    return list(dict.fromkeys(point.family for point in points))
+
+
+def thin(x: Array, y: Array, bins: int) -> tuple[Array, Array]:
+    """Means of y over equal parts of log x; curves of thousands of noisy steps become readable lines."""
+    known = np.isfinite(y)
+    x, y = x[known], y[known]
+    if len(x) <= bins:
+        return x, y
+    edges = np.logspace(np.log10(x[0]), np.log10(x[-1]), bins + 1)[1:-1]
+    place = np.searchsorted(edges, x)
+    used = np.unique(place)
+    return np.array([x[place == p].mean() for p in used]), np.array([y[place == p].mean() for p in used])
+
+
+def column(lines: Sequence[Mapping[str, Any]], name: str) -> Array:
+    """A field over lines of a record [n]; null as NaN."""
+    return np.array([np.nan if line[name] is None else line[name] for line in lines], dtype=float)
+
+
+def loss_curves(points: Sequence[Point], records: Mapping[str, Record]) -> Plot | None:
+    """Training loss against tokens, one line a run."""
+    shown = [point for point in points if point.run in records and records[point.run].steps]
+    if not shown:
+        return None
+    palette = colours(families_of(points))
+    figure, (axis,) = panels(1, height=3.9)
+    rows, values = [], []
+    for point in shown:
+        steps = records[point.run].steps
+        tokens, loss = column(steps, "tokens"), column(steps, "loss")
+        axis.plot(*thin(tokens, loss, MARKS), color=palette[point.family], linewidth=0.9, alpha=0.65)
+        values += list(loss[len(loss) // 20 :][np.isfinite(loss[len(loss) // 20 :])])
+        rows += [
+            (point.run, point.family, formats.count(x), formats.fixed(y))
+            for x, y in zip(*thin(tokens, loss, TABLED), strict=True)
+        ]
+    log_x(axis, counts=True)
+    if values:
+        low, high = min(values), float(np.quantile(values, 0.98))
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+    label(axis, "training tokens", f"training {NATS}")
+    used = dict.fromkeys(point.family for point in shown)
+    axis.legend([Line2D([], [], color=palette[f]) for f in used], list(used), fontsize=8, frameon=False)
+    caption = "Training loss, one line a run, averaged over equal parts of log tokens. The steep beginning is cut off."
+    return Plot("curves", "Loss curves", as_image(figure), caption, ("run", "family", "tokens", "loss"), rows)
+
+
+def isoflop_profiles(found: Sequence[Profile]) -> Plot | None:
+    """Final loss against active parameters, a panel for each family, a line for each budget."""
+    if not found:
+        return None
+    families = list(dict.fromkeys(profile.family for profile in found))
+    budgets = sorted({profile.budget for profile in found})
+    shades = colormaps["viridis"](np.linspace(0.0, 0.82, len(budgets)))
+    figure, axes = panels(len(families))
+    rows = []
+    for family, axis in zip(families, axes, strict=True):
+        for profile in (p for p in found if p.family == family):
+            shade = shades[budgets.index(profile.budget)]
+            sizes, losses = [s.n for s in profile.sizes], [s.loss for s in profile.sizes]
+            line = "none" if profile.parabola else ":"
+            axis.plot(sizes, losses, "o", linestyle=line, markersize=4, linewidth=0.9, color=shade)
+            if profile.parabola:
+                *curve, center = profile.parabola
+                x = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 60)
+                axis.plot(np.exp(x), np.polyval(curve, x - center), color=shade, linewidth=1.2)
+            face = shade if profile.interior else "none"
+            axis.plot(profile.n_best, profile.loss_best, "D", markersize=7.5, markerfacecolor=face, color=shade)
+            rows += [
+                (family, formats.flops(profile.budget), formats.count(s.n), formats.count(s.d), formats.fixed(s.loss, 4),
+                 str(s.seeds), "interior" if profile.interior else f"edge: {profile.remark}")
+                for s in profile.sizes
+            ]  # fmt: skip
+        low, high = axis.get_xlim()
+        axis.set_xlim(low * 0.9, high * 1.1)
+        log_x(axis, counts=True)
+        label(axis, "active parameters", f"held-out {NATS}" if axis.get_subplotspec().is_first_col() else "", family)
+    handles = [Line2D([], [], color=shade, marker="o", markersize=4) for shade in shades]
+    figure.legend(
+        handles, [f"{formats.flops(b)} FLOPs" for b in budgets], loc="outside lower center", ncols=min(len(budgets), 5),
+        fontsize=8, frameon=False,
+    )  # fmt: skip
+    caption = (
+        "Final loss of each size at equal compute, means over seeds. Filled diamonds: minimum of a parabola in log N, "
+        "with measured sizes on both sides. Hollow diamonds on dotted lines: the best size is at the edge of what "
+        "was measured, so the true optimum may be lower and elsewhere."
+    )
+    columns = ("family", "budget (FLOPs)", "active parameters", "tokens", "loss", "seeds", "optimum")
+    return Plot("isoflop", "IsoFLOP profiles", as_image(figure), caption, columns, rows)
+
+
+def best_losses(found: Sequence[Profile], fits: Mapping[str, Fit]) -> Plot | None:
+    """Best loss against compute with the power laws."""
+    if not found:
+        return None
+    families = list(dict.fromkeys(profile.family for profile in found))
+    palette = colours(families)
+    figure, (axis,) = panels(1)
+    rows = []
+    for family in families:
+        own = [p for p in found if p.family == family]
+        for profile in own:
+            face = palette[family] if profile.interior else "none"
+            axis.plot(profile.budget, profile.loss_best, "o", color=palette[family], markerfacecolor=face)
+            rows.append(
+                (family, formats.flops(profile.budget), formats.fixed(profile.loss_best, 4),
+                 formats.count(profile.n_best), formats.count(profile.d_best), profile.remark or "interior")
+            )  # fmt: skip
+        text = family
+        if family in fits:
+            budgets = [p.budget for p in own]
+            compute = np.logspace(np.log10(min(budgets)), np.log10(max(budgets)), 40)
+            axis.plot(compute, fits[family].predict({"c": compute}), color=palette[family], linewidth=1.2)
+            text += f": C^-{formats.significant(fits[family].values['b'], 3)}"
+        axis.plot([], [], "o-", color=palette[family], label=text)
+    log_x(axis)
+    label(axis, "training compute (FLOPs)", f"best held-out {NATS}")
+    legend(axis)
+    caption = (
+        "Best loss at each budget (the profile's minimum; hollow: an edge, so only an upper bound) and power laws "
+        "L = a C^-b through them. No offset is fitted: so few budgets do not determine one."
+    )
+    columns = ("family", "budget (FLOPs)", "best loss", "active parameters", "tokens", "optimum")
+    return Plot("best", "Best loss against compute", as_image(figure), caption, columns, rows)
+
+
+def comparisons(found: Sequence[Comparison], threshold: float | None) -> Plot | None:
+    """Gap to dense, and the compute multiple, over budgets."""
+    if not found:
+        return None
+    families = list(dict.fromkeys(c.family for c in found))
+    palette = colours(families)
+    figure, (left, right) = panels(2, share_y=False)
+    for family in families:
+        own = [c for c in found if c.family == family]
+        left.plot([c.budget for c in own], [c.gap for c in own], "o-", color=palette[family], label=family)
+        known = [c for c in own if c.multiple is not None]
+        right.plot([c.budget for c in known], [c.multiple for c in known], "o-", color=palette[family], label=family)
+        for c in known:
+            if c.low is not None:
+                right.plot([c.budget] * 2, [c.low, c.high], color=palette[family], linewidth=1)
+    left.axhline(0, color="#333333", linewidth=0.8)
+    if threshold is not None:
+        left.axhspan(-threshold, threshold, color="#333333", alpha=0.08, label="unresolved")
+    right.axhline(1, color="#333333", linewidth=0.8)
+    for axis in (left, right):
+        log_x(axis)
+    label(left, "training compute (FLOPs)", "dense minus MoE (nats/token)")
+    label(right, "training compute (FLOPs)", "compute multiple")
+    legend(left)
+    caption = (
+        "Left: best dense loss minus best MoE loss at the same compute; above 0 the MoE is better. Right: the compute "
+        "at which the power law of the best dense losses reaches the MoE's loss, over the MoE's compute; bars: 95 %."
+    )
+    columns = ("family", "budget (FLOPs)", "gap (nats/token)", "multiple", "95 %", "remarks")
+    rows = [
+        (c.family, formats.flops(c.budget), formats.fixed(c.gap), formats.fixed(c.multiple, 2),
+         formats.interval(c.low, c.high), ", ".join(remarks(c)))
+        for c in found
+    ]  # fmt: skip
+    return Plot("compare", "Dense against MoE at equal compute", as_image(figure), caption, columns, rows)
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What a reader must know about a comparison."""
+    texts = []
+    if comparison.resolved is False:
+        texts.append("unresolved")
+    if comparison.resolved is None:
+        texts.append("seed noise not measured")
+    if comparison.edge:
+        texts.append("an optimum at an edge")
+    if comparison.extrapolated:
+        texts.append("multiple extrapolated")
+    return texts

@@ -1,0 +1,234 @@
+"""Points: one row for each run, from records or from anybody's CSV file."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import numpy as np
+
+from ..base.errors import UserError
+from ..base.files import write_atomically
+from .laws import Array, Law
+from .record import Record
+
+HELD_OUT = "held_out"  # domain of the evaluation that a point's loss is taken from
+LAST_SHARE = 0.1  # of the steps, over which the training loss is averaged
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run. None: not known, or (loss) the run did not finish.
+
+    Attributes:
+        run: its name.
+        family: what curves are drawn through, for example dense or E8G4.
+        state: done, preempted, failed or running.
+        why: why it ended, when it did not end well.
+        seed: of initialisation and data order.
+        n: the law's N, in tables that hold one count only; ours hold n_total and n_active.
+        n_total, n_active: non-embedding parameters, all and those that one token uses.
+        n_embedding: embedding and head parameters.
+        d: training tokens.
+        c: training FLOPs, exact.
+        c_6nd: 6 n_active d.
+        e, k: routed experts of a layer and of a token; 1 and 1 for a dense model.
+        g: granularity, 4 x model width / expert width; 1 for a dense model.
+        s: sparsity, 1 - k / e.
+        shared: shared experts.
+        b: tokens in a batch.
+        lr: peak learning rate.
+        loss: final loss on held-out documents of the training domains, nats a token.
+        train_loss: training loss, mean over the last tenth of the steps, nats a token.
+        bits_per_byte: of the same evaluation as ``loss``.
+        b_simple: gradient noise scale over the last half of the run, tokens.
+        tokens_per_second: over the whole run.
+        seconds: wall time of all steps.
+    """
+
+    run: str
+    family: str = ""
+    state: str = "done"
+    why: str = ""
+    seed: int | None = None
+    n: float | None = None
+    n_total: float | None = None
+    n_active: float | None = None
+    n_embedding: float | None = None
+    d: float | None = None
+    c: float | None = None
+    c_6nd: float | None = None
+    e: float | None = None
+    k: float | None = None
+    g: float | None = None
+    s: float | None = None
+    shared: float | None = None
+    b: float | None = None
+    lr: float | None = None
+    loss: float | None = None
+    train_loss: float | None = None
+    bits_per_byte: float | None = None
+    b_simple: float | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Point))
+_TEXT = tuple(field.name for field in fields(Point) if field.type is str)
+_WHOLE = tuple(field.name for field in fields(Point) if get_args(field.type) == (int, NoneType))
+
+
+def point_from_record(record: Record, name: str, family: str) -> Point:
+    """The point that a run's record amounts to.
+
+    Raises:
+        UserError: the record has no header yet.
+    """
+    if not record.headers:
+        raise UserError(f"run {name}: its record has no header, so it never started")
+    header = record.headers[-1]
+    counts, mixture = header["parameters"], header["mixture"]
+    last = record.steps[-1] if record.steps else {}
+    state = record.end["state"] if record.end else "running"
+    final = _final_evaluation(record) if state == "done" else {}
+    seconds = sum(step["seconds"] for step in record.steps)
+    routed, active = (mixture["experts"], mixture["active"]) if mixture else (1, 1)
+    tokens = last.get("tokens")
+    trained_here = sum(step["batch_tokens"] for step in record.steps)  # of a branch: without its trunk
+    return Point(
+        run=name,
+        family=family,
+        state=state,
+        why=record.end["why"] if record.end and state != "done" else "",
+        seed=header["seed"],
+        n_total=counts["total"],
+        n_active=counts["active"],
+        n_embedding=counts["embedding"],
+        d=tokens,
+        c=last.get("flops"),
+        c_6nd=header["flops_per_token"]["six_n"] * tokens if tokens else None,
+        e=routed,
+        k=active,
+        g=mixture["granularity"] if mixture else 1,
+        s=1 - active / routed,
+        shared=mixture["shared"] if mixture else 0,
+        b=last.get("batch_tokens"),
+        lr=max((step["lr"] for step in record.steps), default=None),
+        loss=final.get("loss"),
+        train_loss=_train_loss(record),
+        bits_per_byte=final.get("bits_per_byte"),
+        b_simple=_late_noise(record),
+        tokens_per_second=trained_here / seconds if seconds else None,
+        seconds=seconds or None,
+    )
+
+
+def _final_evaluation(record: Record) -> dict[str, Any]:
+    found = [line for line in record.evals if line["domain"] == HELD_OUT and line["step"] == record.last_step]
+    return found[-1] if found else {}
+
+
+def _train_loss(record: Record) -> float | None:
+    losses = [step["loss"] for step in record.steps[-max(math.ceil(LAST_SHARE * len(record.steps)), 1) :]]
+    return float(np.mean(losses)) if losses and None not in losses else None
+
+
+def _late_noise(record: Record) -> float | None:
+    from .noise import NoiseEstimate, average  # scipy.stats takes a while to import
+
+    half = record.last_step // 2
+    parts = [step["noise"]["all"] for step in record.steps if step["noise"] and step["step"] > half]
+    measured = [NoiseEstimate(p["g2"], p["trace"], p["b_simple"]) for p in parts if None not in (p["g2"], p["trace"])]
+    return average(measured).b_simple if measured else None
+
+
+def write_points(path: Path, points: Sequence[Point]) -> None:
+    """Write a points table as CSV; floats in full, None as an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for point in points:
+        writer.writerow(["" if (value := getattr(point, name)) is None else value for name in COLUMNS])
+    write_atomically(path, text.getvalue())
+
+
+def read_points(path: Path, mapping: Mapping[str, str] | None = None) -> list[Point]:
+    """Read a points table: ours, or any CSV file with a header line.
+
+    Columns that carry a point's field names are taken as these; other columns are ignored.
+
+    Args:
+        mapping: field of `Point` -> column of the file, where the names differ.
+
+    Raises:
+        UserError: no such file, an unknown field, a missing column, a value that is no number (column and row named).
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    source = {name: name for name in COLUMNS if name in header}
+    for name, column in (mapping or {}).items():
+        if name not in COLUMNS:
+            raise UserError(f"--map {name}={column}: {name} is not known; the fields are {', '.join(COLUMNS)}")
+        if column not in header:
+            raise UserError(f"--map {name}={column}: {path} has no column {column}; it has {', '.join(header)}")
+        source[name] = column
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    if "loss" not in source:
+        raise UserError(f"{path}: no column loss; name yours with --map loss=COLUMN (it has {', '.join(header)})")
+    return [_point(path, number, row, source) for number, row in enumerate(rows, start=1)]
+
+
+def _point(path: Path, number: int, row: Mapping[str, str | None], source: Mapping[str, str]) -> Point:
+    values: dict[str, Any] = {"run": f"row {number}"}
+    for name, column in source.items():
+        text = (row[column] or "").strip()
+        if name in _TEXT:
+            values[name] = text or values.get(name, "")
+        elif text:
+            try:
+                value = float(text)
+                values[name] = int(value) if name in _WHOLE else value
+            except (ValueError, OverflowError):
+                raise UserError(f"{path}, row {number}, column {column}: {text!r} is not a number") from None
+    return Point(**values)
+
+
+def column(points: Sequence[Point], law: Law, variable: str) -> Array:
+    """A law's variable over points [n]; ``n`` is the count that the law means where a table has no ``n``.
+
+    Raises:
+        UserError: a point has no such value.
+    """
+    found = []
+    for point in points:
+        value = getattr(point, variable, None)
+        if value is None and variable == "n" and law.n_counts:
+            value = getattr(point, law.n_counts)
+        if value is None:
+            wanted = f"{variable} (or {law.n_counts})" if variable == "n" else variable
+            raise UserError(f"run {point.run}: no {wanted}, which law {law.name} needs; name its column with --map")
+        found.append(float(value))
+    return np.array(found)
+
+
+def variables_of(points: Sequence[Point], law: Law) -> tuple[dict[str, Array], Array, list[Point]]:
+    """What `fit` takes: the law's variables and the loss, each [n], and the finished points they come from.
+
+    Raises:
+        UserError: no point has a loss, or one that has lacks a variable.
+    """
+    used = [point for point in points if point.state == "done" and point.loss is not None]
+    if not used:
+        raise UserError("no finished run with a loss among the points: nothing to fit")
+    loss = np.array([point.loss for point in used], dtype=float)
+    return {name: column(used, law, name) for name in law.variables}, loss, used

@@ -1,0 +1,74 @@
+"""Which rank computes which samples of a step, and the micro-batches themselves.
+
+Samples have global numbers; step s (from 0) uses ``[s B, (s + 1) B)``. Micro-batch m of data rank r holds the
+samples ``s B + (m DP + r) mb + [0, mb)``, so any prefix of micro-batches over all ranks is a prefix of the batch: the
+small batches of the noise scale are the same samples in every layout.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..data.loader import TrainStream
+from ..parallel.groups import Groups
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """``tokens``, ``labels`` int64 and ``mask`` float32, all ``[mb, S]`` on the device."""
+
+    tokens: Tensor
+    labels: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's micro-batches of a step.
+
+    ``denominator`` is the global number of real tokens over (DP x micro-batches): dividing each micro-batch's summed
+    loss by it makes the schedule's mean over micro-batches and the engine's mean over ranks the mean over tokens.
+    """
+
+    micro_batches: list[MicroBatch]
+    real_tokens: float
+    denominator: float
+
+
+class Batches:
+    """Cuts the fixed order of samples into this rank's micro-batches."""
+
+    def __init__(self, stream: TrainStream, groups: Groups, batch: int, micro_batch: int):
+        self.stream, self.groups = stream, groups
+        self.batch, self.micro_batch = batch, micro_batch
+        self.data = groups.topology.data
+        self.count = batch // (micro_batch * self.data)
+        self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+    def samples_of(self, step: int, micro: int) -> range:
+        """Global sample numbers of one micro-batch of this rank."""
+        rank = self.groups.topology.data_rank(self.groups.rank)
+        first = step * self.batch + (micro * self.data + rank) * self.micro_batch
+        return range(first, first + self.micro_batch)
+
+    def step(self, step: int) -> StepBatch:
+        """Everything that this rank computes in step ``step`` (from 0)."""
+        micro_batches = []
+        for micro in range(self.count):
+            tokens, labels, mask = self.stream.samples(self.samples_of(step, micro))
+            micro_batches.append(MicroBatch(tokens.to(self.device), labels.to(self.device), mask.to(self.device)))
+        real = torch.stack([m.mask.sum() for m in micro_batches]).sum().double()
+        if self.data > 1:
+            dist.all_reduce(real, group=self.groups.data)
+        total = real.item()
+        return StepBatch(micro_batches, total, max(total, 1.0) / (self.data * self.count))
+
+
+def small_batches(batch: StepBatch, parts: int) -> Iterator[list[MicroBatch]]:
+    """The step's micro-batches in ``parts`` equal runs."""
+    length = len(batch.micro_batches) // parts
+    for first in range(0, len(batch.micro_batches), length):
+        yield batch.micro_batches[first : first + length]

@@ -1,0 +1,88 @@
+"""The training loop: steps, evaluation, checkpoints, stopping."""
+
+import time
+
+from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from ..checkpoint import storage
+from .evaluate import Score, evaluate
+from .recording import Recorder
+from .schedule import branch_steps, learning_rate
+from .setup import Setup
+from .step import take_step
+from .stop import StopRequest
+
+
+class Loop:
+    """Takes a set-up run from a step to its end or to a stop.
+
+    Every rank runs the same loop; decisions that could differ (stopping, failing) come out of sums over all ranks.
+    """
+
+    def __init__(self, setup: Setup, recorder: Recorder, stop: StopRequest):
+        self.setup, self.recorder, self.stop = setup, recorder, stop
+        self.config = setup.config
+        self.root = recorder.folder / "checkpoints"
+        self.branches = branch_steps(self.config)
+
+    def run(self, first: int) -> int:
+        """From ``first`` steps done to the end; returns the exit code."""
+        steps, step = self.setup.steps, first
+        while step < steps:
+            lr = learning_rate(self.config, step + 1, steps)
+            began = time.perf_counter()
+            result = take_step(
+                self.setup, step, lr, measure_noise=self._noise_is_due(step + 1), stop_asked=self.stop.asked()
+            )
+            step += 1
+            self.recorder.step(step, lr, result, time.perf_counter() - began)
+            if not result.finite:
+                self.recorder.end("failed", step, f"loss or gradient is not finite at step {step}: the run diverged")
+                return EXIT_FAILED
+            last = step == steps
+            if last or self._is_due(self.config.eval.every, step):
+                self.recorder.scores(step, self._evaluate())
+            stopping = result.stop and not last
+            if last or stopping or step in self.branches or self._is_due(self.config.checkpoint.every, step):
+                self._save(step)
+            if stopping:
+                return self._stop(step)
+        self.recorder.end("done", step, "")
+        return EXIT_DONE
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _noise_is_due(self, step: int) -> bool:
+        return self._is_due(self.config.noise.every, step)
+
+    def _evaluate(self) -> dict[str, Score]:
+        """Scores by domain, and ``held_out``: held-out documents of all domains that are trained on."""
+        seq = self.config.training.seq
+        scores = {
+            name: evaluate(self.setup.passes, self.setup.groups, sequences, seq)
+            for name, sequences in self.setup.held_out.items()
+        }
+        trained = [score for name, score in scores.items() if not self.config.data.domains[name].evaluate_only]
+        if trained:
+            scores["held_out"] = sum(trained[1:], trained[0])
+        return scores
+
+    def _save(self, step: int) -> None:
+        self.recorder.before_checkpoint()
+        extra = {
+            "scientific_hash": self.config.scientific_hash,
+            "optimizer_steps": self.setup.engine.steps_taken,
+            "topology": self.setup.groups.topology.describe(),
+        }
+        storage.save(self.root, step, self.setup.state.boxes(), extra)
+        if self.setup.groups.rank == 0:
+            storage.prune(self.root, self.config.checkpoint.keep, always=self.branches)
+        self.recorder.event("saved", step, "checkpoint")
+
+    def _stop(self, step: int) -> int:
+        reason = self.stop.reason or "another rank was asked to"
+        self.recorder.event("preempted", step, reason)
+        self.recorder.end("preempted", step, reason)
+        if self.setup.groups.rank == 0:
+            self.stop.forget_file()
+        return EXIT_STOPPED

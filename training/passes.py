@@ -1,0 +1,67 @@
+"""Forward and backward passes through Megatron's schedules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from ..models.build import GPT
+from .batches import MicroBatch
+
+
+class Passes:
+    """Runs micro-batches through this rank's part of the model.
+
+    Args:
+        seq: tokens in a sequence.
+    """
+
+    def __init__(self, gpt: GPT, seq: int):
+        self.gpt = gpt
+        self.seq = seq
+        self._schedule = get_forward_backward_func()
+        self._position_1S = torch.arange(seq, device=next(gpt.parameters()).device).unsqueeze(0)
+
+    def train(self, micro_batches: Sequence[MicroBatch], denominator: float) -> Tensor:
+        """Accumulate gradients of mean over micro-batches of (summed token loss / denominator).
+
+        Returns:
+            Summed token loss of this rank's micro-batches, float32 scalar; 0 except on the last pipeline stage.
+        """
+        self.gpt.train()
+        sums = self._run(micro_batches, denominator, forward_only=False)
+        return torch.stack(sums).sum() if sums else self._nothing()
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        """Summed token loss without gradients, float64 scalar; 0 except on the last pipeline stage."""
+        self.gpt.eval()
+        sums = self._run(micro_batches, 1.0, forward_only=True)
+        return torch.stack(sums).double().sum() if sums else self._nothing().double()
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((), device=self._position_1S.device)
+
+    def _run(self, micro_batches: Sequence[MicroBatch], denominator: float, forward_only: bool) -> list[Tensor]:
+        def forward_step(iterator: Any, model: GPT) -> tuple[Tensor, Any]:
+            micro: MicroBatch = next(iterator)
+            position = self._position_1S.expand(micro.tokens.shape[0], -1)
+            output = model(micro.tokens, position, None, labels=micro.labels)
+
+            def loss_of(token_loss_BS: Tensor) -> tuple[Tensor, Tensor]:
+                total = (token_loss_BS.float() * micro.mask).sum()
+                return total / denominator, total.detach()
+
+            return output, loss_of
+
+        return self._schedule(
+            forward_step_func=forward_step,
+            data_iterator=iter(micro_batches),
+            model=[self.gpt],
+            num_microbatches=len(micro_batches),
+            seq_length=self.seq,
+            micro_batch_size=micro_batches[0].tokens.shape[0],
+            forward_only=forward_only,
+        )

@@ -1,0 +1,88 @@
+"""Everything a rank needs before its first step, built from a run's configuration."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..checkpoint.state import LogicalState
+from ..data import HeldOut, PreparedData, TrainStream, held_out_sequences, prepare
+from ..models.build import GPT, build_model
+from ..models.initialise import initialise
+from ..models.names import NameMap
+from ..parallel.engine import Engine
+from ..parallel.groups import Groups
+from .batches import Batches
+from .budget import steps_of
+from .config import RunConfig
+from .optimizer import make_optimizer
+from .passes import Passes
+
+
+@dataclass
+class Setup:
+    """The parts of one rank of a run."""
+
+    config: RunConfig
+    groups: Groups
+    data: PreparedData
+    gpt: GPT
+    engine: Engine
+    state: LogicalState
+    batches: Batches
+    passes: Passes
+    held_out: dict[str, HeldOut]
+    steps: int
+
+
+def build(config: RunConfig, groups: Groups) -> Setup:
+    """Prepare data, build the model with its initial parameters, and its engine."""
+    data = prepare(config.data)
+    training = config.training
+    gpt = build_model(
+        config.model,
+        config.moe,
+        vocab=data.vocab_size,
+        seq=training.seq,
+        dtype=training.dtype,
+        groups=groups,
+        recompute=training.recompute,
+    )
+    entries = NameMap(config.model, config.moe, groups).entries(gpt)
+    initialise(entries.values(), config.model, training.seed)
+    engine = Engine(
+        gpt,
+        {entry.parameter: entry.role for entry in entries.values()},
+        groups,
+        lambda parameter_groups: make_optimizer(config.optimizer, parameter_groups),
+        config.parallel.zero,
+    )
+    stream = TrainStream(data, config.data, training.seq, training.seed)
+    micro_batch = config.micro_batch(groups.topology)
+    return Setup(
+        config=config,
+        groups=groups,
+        data=data,
+        gpt=gpt,
+        engine=engine,
+        state=LogicalState(engine, entries),
+        batches=Batches(stream, groups, training.batch, micro_batch),
+        passes=Passes(gpt, training.seq),
+        held_out=_held_out(config, data),
+        steps=steps_of(config, data.vocab_size),
+    )
+
+
+def _held_out(config: RunConfig, data: PreparedData) -> dict[str, HeldOut]:
+    """Held-out sequences by domain; domains without held-out text are left out."""
+    wanted = config.eval.domains or tuple(config.data.domains)
+    found = {name: held_out_sequences(data, name, config.training.seq, config.eval.sequences) for name in wanted}
+    return {name: sequences for name, sequences in found.items() if sequences.n_tokens}
+
+
+def peak_memory() -> int:
+    """Largest memory use of this process so far, bytes: device memory on CUDA, resident memory on CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
