@@ -5,13 +5,13 @@ under ZeRO 1 holds flat ranges of its parameters; here each parameter's ranges a
 whole local tensors, which the name map cuts into boxes of logical tensors.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.names import Entry, Piece
 from ..parallel.engine import Engine, Slice
@@ -43,46 +43,50 @@ class LogicalState:
         self.entries = entries
 
     def boxes(self) -> Iterator[Box]:
-        """Every box that this rank is the one to store; together the ranks store every element once.
+        """Masters and moments: every box that this rank is the one to store, every element on one rank.
 
         All ranks of the world must iterate together: each part is summed over replicas on the way.
         """
-        slices = self._slices_by_parameter()
+        slices = list(self.engine.slices())
         for part in PARTS:
-            for entry in self.entries.values():
-                local = self._whole_local(entry, part, slices[id(entry.parameter)])
-                if self._stores(entry):
-                    for piece in entry.pieces:
-                        yield Box(part, piece, piece.read(local))
+            # Before the first step there are no moments: they are zero.
+            held = [(s.parameter, s.start, _values(s, part)) for s in slices if part == "master" or part in s.moments]
+            yield from self.boxes_of(part, held)
+
+    def boxes_of(self, part: str, held: Iterable[tuple[nn.Parameter, int, Tensor]]) -> Iterator[Box]:
+        """Boxes of anything that is held like slices: (parameter, first element, flat values); the rest is zero."""
+        by_parameter: dict[int, list[tuple[int, Tensor]]] = {}
+        for parameter, start, values in held:
+            by_parameter.setdefault(id(parameter), []).append((start, values))
+        for entry in self.entries.values():
+            local = self._whole_local(entry, by_parameter.get(id(entry.parameter), []))
+            if self._stores(entry):
+                for piece in entry.pieces:
+                    yield Box(part, piece, piece.read(local))
 
     def load(self, reader: BoxReader) -> None:
         """Set masters, moments and model parameters from logical tensors."""
         self.engine.prepare_moments()
-        slices = self._slices_by_parameter()
+        slices: dict[int, list[Slice]] = {}
+        for owned in self.engine.slices():
+            slices.setdefault(id(owned.parameter), []).append(owned)
         for part in PARTS:
             for entry in self.entries.values():
                 local = torch.empty(entry.parameter.shape, dtype=torch.float32)
                 for piece in entry.pieces:
                     piece.write(local, reader.box(part, piece))
-                for owned in slices[id(entry.parameter)]:
-                    target = owned.master if part == "master" else owned.moments[part]
+                for owned in slices.get(id(entry.parameter), []):
+                    target = _values(owned, part)
                     target.copy_(local.view(-1).narrow(0, owned.start, target.numel()))
         self.engine.publish_masters()
 
-    def _slices_by_parameter(self) -> dict[int, list[Slice]]:
-        by_parameter: dict[int, list[Slice]] = {id(e.parameter): [] for e in self.entries.values()}
-        for owned in self.engine.slices():
-            by_parameter[id(owned.parameter)].append(owned)
-        return by_parameter
-
-    def _whole_local(self, entry: Entry, part: str, slices: list[Slice]) -> Tensor:
+    def _whole_local(self, entry: Entry, ranges: list[tuple[int, Tensor]]) -> Tensor:
+        """This rank's whole local tensor in fp32, its ranges summed over the ranks that hold replicas."""
         groups = self.engine.groups
         group = groups.expert_data if entry.role.expert else groups.data
         local = torch.zeros(entry.parameter.shape, dtype=torch.float32, device=entry.parameter.device)
-        for owned in slices:
-            source = owned.master if part == "master" else owned.moments.get(part)
-            if source is not None:  # no moments before the first step: they are zero
-                local.view(-1).narrow(0, owned.start, source.numel()).copy_(source)
+        for start, values in ranges:
+            local.view(-1).narrow(0, start, values.numel()).copy_(values)
         if self.engine.zero and dist.get_world_size(group) > 1:
             dist.all_reduce(local, group=group)
         return local.cpu()
@@ -95,3 +99,7 @@ class LogicalState:
         if role.expert:
             return dist.get_rank(groups.expert_data) == 0
         return topology.data_rank(rank) == 0 and (role.tensor_sharded or topology.tensor_rank(rank) == 0)
+
+
+def _values(owned: Slice, part: str) -> Tensor:
+    return owned.master if part == "master" else owned.moments[part]

@@ -4,6 +4,7 @@ megatron.core is imported when it is used, not with this module: its import take
 CUDA the entry points prepare for it first.
 """
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,29 @@ def open_indexed(name: str, prefix: str) -> Any:
     from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
     bad = f"data.domains.{name}.indexed ({prefix})"
-    try:
-        sequences = IndexedDataset(prefix)
-        lengths, pointers = sequences.index.sequence_lengths, sequences.index.sequence_pointers
-    except (AssertionError, ValueError, OSError, IndexError) as error:
-        raise UserError(f"{bad}: not a Megatron indexed data set: {error}") from None
-    if not lengths.size or not lengths.sum():
-        raise UserError(f"{bad}: holds no tokens")
-    needed = int((pointers + lengths.astype(np.int64) * DType.size(sequences.index.dtype)).max())
+    if not _is_index(Path(f"{prefix}.idx")):
+        raise UserError(f"{bad}: {prefix}.idx is not a whole index of a Megatron indexed data set")
     found = Path(f"{prefix}.bin").stat().st_size
-    if found < needed:
-        raise UserError(f"{bad}: {prefix}.bin has {found} bytes, its index needs {needed}: it was cut off")
+    if not found:
+        raise UserError(f"{bad}: holds no tokens")
+    sequences = IndexedDataset(prefix)
+    index = sequences.index
+    ends = index.sequence_pointers + index.sequence_lengths.astype(np.int64) * DType.size(index.dtype)
+    if found < ends.max(initial=0):
+        raise UserError(f"{bad}: {prefix}.bin has {found} bytes, its index needs {ends.max()}: it was cut off")
     return sequences
+
+
+def _is_index(path: Path) -> bool:
+    """Whether the file has the format's header (magic, version, token type, two counts) and the size it implies."""
+    header = struct.Struct("<9sQBQQ")
+    with path.open("rb") as file:
+        start = file.read(header.size)
+    if len(start) < header.size:
+        return False
+    magic, version, _, sequences, documents = header.unpack(start)
+    needed = header.size + sequences * (4 + 8) + documents * 8  # a length and a pointer each; the documents' ends
+    return magic == b"MMIDIDX\x00\x00" and version == 1 and path.stat().st_size >= needed
 
 
 class SequenceWriter:

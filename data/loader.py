@@ -98,7 +98,7 @@ class _Domain:
     def read(self, sample: int, row: np.ndarray) -> None:
         """Write the ``sample``-th sample into ``row`` [seq + 1].
 
-        GPTDataset's own ``__getitem__`` would build masks and positions for it: four times the work.
+        GPTDataset's own ``__getitem__`` would build masks and positions for it: three times the work.
         """
         epoch, within = divmod(sample, self._per_epoch)
         row[:] = self._epoch(epoch)._query_document_sample_shuffle_indices(within)[0]

@@ -30,7 +30,7 @@ def fit(
     """Fit a law to a table of points, with intervals, a held-out error and warnings."""
     from ..scaling.laws import law_named
     from ..scaling.points import read_points
-    from .collect import fit_points
+    from .fitting import fit_points
 
     columns = _mapping(mapping)
     chosen = law_named(law, {name: column for name, column in columns.items() if name != "loss"} or None)

@@ -7,7 +7,7 @@ import typer
 
 from ..base.errors import EXIT_STOPPED
 from .environment import restart_with_allocator_settings
-from .output import console, note, print_json
+from .output import console, note, print_json, stdout_for_results
 
 if TYPE_CHECKING:
     from .study_folder import StudyFolder
@@ -47,18 +47,18 @@ def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) 
 
 def run(file: StudyFile, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
     """Do what is not done yet of a study, several runs at once, and write its report."""
+    restart_with_allocator_settings()
     from .expansion import expand
     from .study_config import load_study
     from .study_folder import StudyFolder
+    from .study_run import run_study
 
     study = load_study(file, overrides)
     runs = expand(study)
-    restart_with_allocator_settings()
-    from .study_run import run_study
-
     folder = StudyFolder(out if out is not None else Path("studies") / study.name)
-    code = run_study(study, runs, folder, quiet=as_json)
-    summary = _summary(folder) if code != EXIT_STOPPED else None
+    with stdout_for_results():
+        code = run_study(study, runs, folder, quiet=as_json)
+        summary = _summary(folder) if code != EXIT_STOPPED else None
     if as_json:
         print_json({"exit_code": code, **(summary or {"folder": str(folder.path)})})
     elif summary is not None:

@@ -8,7 +8,7 @@ import typer
 from ..base.config import apply_overrides, load_yaml, validate
 from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, UserError
 from .environment import restart_with_allocator_settings, world_of_launcher
-from .output import console, note, print_json
+from .output import console, note, print_json, stdout_for_results
 
 if TYPE_CHECKING:
     from ..training.config import RunConfig
@@ -54,7 +54,8 @@ def prepare(
     if "data" not in content:
         raise UserError(f"{file}: has no data section")
     config = validate(data.DataConfig, content["data"], f"{file}: data")
-    prepared = data.prepare(config, progress=not as_json)
+    with stdout_for_results():
+        prepared = data.prepare(config, progress=not as_json)
     summary: dict[str, Any] = {
         "folder": str(prepared.folder),
         "data_hash": prepared.data_hash,
@@ -77,6 +78,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model, alone or as one rank of torchrun, srun or mpirun; goes on with what the folder holds."""
+    if not dry_run:
+        restart_with_allocator_settings()
     from ..training.config import load_run
 
     rank, world = world_of_launcher()
@@ -92,10 +95,10 @@ def train(
         if rank == 0:
             _show_plan(config, world, as_json)
         return
-    restart_with_allocator_settings()
-    from ..training.run import train as train_rank
+    with stdout_for_results():
+        from ..training.run import train as train_rank
 
-    code = train_rank(config, folder, quiet=as_json)
+        code = train_rank(config, folder, quiet=as_json)
     if rank == 0:
         _summarize(folder, code, as_json)
     raise typer.Exit(code)

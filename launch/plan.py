@@ -1,7 +1,7 @@
 """What runs will cost, before anything starts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -88,7 +88,7 @@ def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None,
         raise UserError("\n".join([*problems[:20], *more]))
     workers = workers if workers is not None else _workers(rows)
     plan = Plan(tuple(rows), workers, ())
-    return Plan(plan.rows, workers, tuple(_warnings(plan, [config for _, config in runs])))
+    return replace(plan, warnings=tuple(_warnings(plan)))
 
 
 class _Vocabularies:
@@ -132,7 +132,7 @@ def _workers(rows: Sequence[PlanRow]) -> int:
     return max(min(cores(), fitting, len(rows)), 1)
 
 
-def _warnings(plan: Plan, configs: Iterable[RunConfig]) -> list[str]:
+def _warnings(plan: Plan) -> list[str]:
     warnings = []
     few = [f"{row.name} ({row.steps})" for row in plan.rows if row.steps < FEW_STEPS]
     if few:
@@ -140,9 +140,6 @@ def _warnings(plan: Plan, configs: Iterable[RunConfig]) -> list[str]:
             f"{len(few)} runs have fewer than {FEW_STEPS} steps: {_some(few)}; give them a larger budget or a smaller "
             "training.batch"
         )
-    repeated = _repeating(plan, configs)
-    if repeated:
-        warnings.append(f"{len(repeated)} runs see their training text more than once: {_some(repeated)}")
     available = psutil.virtual_memory().available
     if plan.memory_bytes > available:
         warnings.append(
@@ -152,19 +149,18 @@ def _warnings(plan: Plan, configs: Iterable[RunConfig]) -> list[str]:
     return warnings
 
 
-def _repeating(plan: Plan, configs: Iterable[RunConfig]) -> list[str]:
-    """Runs with more tokens than there are, as far as their data are prepared."""
-    unique: dict[str, int | None] = {}
+def repeated_text(plan: Plan, configs: Iterable[RunConfig], unique_tokens: Mapping[str, int]) -> list[str]:
+    """A warning if runs see their training text more than once.
+
+    Args:
+        unique_tokens: by data section, as the JSON that pydantic dumps.
+    """
     found = []
     for row, config in zip(plan.rows, configs, strict=True):
-        key = config.data.model_dump_json()
-        if key not in unique:
-            prepared = data.find_prepared(config.data)
-            unique[key] = prepared.train_tokens if prepared else None
-        tokens = unique[key]
-        if tokens is not None and row.tokens > tokens:
-            found.append(f"{row.name} ({row.tokens / tokens:.1f} epochs)")
-    return found
+        epochs = row.tokens / unique_tokens[config.data.model_dump_json()]
+        if epochs > 1:
+            found.append(f"{row.name} ({epochs:.1f} times)")
+    return [f"{len(found)} runs see their training text more than once: {_some(found)}"] if found else []
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from ..training.status import read_status
 from .environment import world_of_launcher
 from .expansion import PlannedRun
 from .output import note
-from .plan import Plan, plan_runs
+from .plan import Plan, plan_runs, repeated_text
 from .study_config import StudyConfig
 from .study_folder import StudyFolder
 
@@ -36,7 +36,7 @@ def run_study(study: StudyConfig, runs: Sequence[PlannedRun], folder: StudyFolde
         pending = [run for run in runs if not is_done(folder.run(run.name))]
         if not pending:
             return EXIT_DONE
-        return _run_pending(pending, plan, folder, quiet)
+        return _run_pending(runs, pending, plan, folder, quiet)
 
 
 def is_done(folder: Path) -> bool:
@@ -45,18 +45,22 @@ def is_done(folder: Path) -> bool:
     return status is not None and status.state == "done"
 
 
-def _run_pending(pending: Sequence[PlannedRun], plan: Plan, folder: StudyFolder, quiet: bool) -> int:
+def _run_pending(
+    runs: Sequence[PlannedRun], pending: Sequence[PlannedRun], plan: Plan, folder: StudyFolder, quiet: bool
+) -> int:
     cost = {row.name: row.flops for row in plan.rows}
     time = {row.name: row.seconds for row in plan.rows}
     left = sum(time[run.name] for run in pending) / plan.workers
+    for warning in plan.warnings:
+        note(f"warning: {warning}")
     if not quiet:
-        for warning in plan.warnings:
-            note(f"warning: {warning}")
         note(f"{len(pending)} of {len(plan.rows)} runs to do, {plan.workers} at a time, about {duration(left)}")
     from ..training.warm import import_all
 
     import_all()
-    _prepare_data(pending, quiet)
+    tokens = _prepare_data(runs, quiet)
+    for warning in repeated_text(plan, [run.config for run in runs], tokens):
+        note(f"warning: {warning}")
     from .pool import Job, run_all
 
     jobs = [Job(run.config, folder.run(run.name), cost[run.name]) for run in pending]
@@ -68,15 +72,15 @@ def _run_pending(pending: Sequence[PlannedRun], plan: Plan, folder: StudyFolder,
     return EXIT_DONE if all(code == EXIT_DONE for code in codes) else EXIT_FAILED
 
 
-def _prepare_data(runs: Sequence[PlannedRun], quiet: bool) -> None:
-    """Once for each data section, before anything forks: children find it ready."""
+def _prepare_data(runs: Sequence[PlannedRun], quiet: bool) -> dict[str, int]:
+    """Once for each data section, before anything forks: children find it ready. Unique tokens by section."""
     import torch
 
     from .. import data
 
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
-    for config in {run.config.data.model_dump_json(): run.config.data for run in runs}.values():
-        data.prepare(config, progress=not quiet)
+    sections = {run.config.data.model_dump_json(): run.config.data for run in runs}
+    return {key: data.prepare(config, progress=not quiet).train_tokens for key, config in sections.items()}
 
 
 def _watcher(total: int, cost: float) -> AbstractContextManager[Any]:

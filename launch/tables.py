@@ -1,15 +1,16 @@
 """Results as tables and text for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..scaling.fit import Fit
-from ..training.status import Status
+if TYPE_CHECKING:  # scipy takes a second, and a status needs none of it
+    from ..scaling.fit import Fit
+    from ..training.status import Status
 
 
-def fit_table(result: Fit) -> Table:
+def fit_table(result: "Fit") -> Table:
     """Coefficients with their intervals, and how good the fit is."""
     quality = [f"{result.n_points} points", f"rmse {result.rmse_log:.3%} of the loss"]
     quality.append(f"{result.agreeing} of {result.tried} starts agree")
@@ -37,7 +38,7 @@ def prediction_text(prediction: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"warning: {text}" for text in prediction["warnings"])])
 
 
-def status_table(rows: Sequence[tuple[str, Status | None]]) -> Table:
+def status_table(rows: Sequence[tuple[str, "Status | None"]]) -> Table:
     """State of each run of a study."""
     table = Table()
     table.add_column("run", no_wrap=True)

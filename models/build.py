@@ -1,6 +1,5 @@
 """A GPT from Megatron-core's own parts: its model, its layer spec, with our norm, core attention and MoE layer."""
 
-import copy
 from typing import Any
 
 import torch
@@ -129,10 +128,9 @@ def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups) -> T
     """One spec for each layer of this pipeline stage."""
     per_stage = model.layers // groups.topology.pipeline
     first = per_stage * groups.topology.pipeline_rank(groups.rank)
-    dense = _dense_spec(model, groups)
     specs = []
     for layer in range(first, first + per_stage):
-        spec = copy.deepcopy(dense)
+        spec = _dense_spec(model, groups)
         if moe is not None and moe.is_mixture(layer):
             spec.submodules.mlp = ModuleSpec(
                 module=MixtureLayer,

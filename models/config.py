@@ -35,7 +35,7 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
             return given
         content = dict(given)
         if content.get("shape") is not None:
-            if content["shape"] not in SHAPES:
+            if str(content["shape"]) not in SHAPES:
                 raise ValueError(f"model.shape ({content['shape']}): unknown; the ladder is {', '.join(SHAPES)}")
             rung = SHAPES[content["shape"]]
             content = {**rung.as_keys(), **{k: v for k, v in content.items() if v is not None}}

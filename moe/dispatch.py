@@ -58,7 +58,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (row_TK,) = ctx.saved_tensors
-        gradient_TKD = gradients[0].index_select(0, row_TK.flatten()).view(*row_TK.shape, -1)
+        gradient_TKD = gradients[0].index_select(0, row_TK.flatten()).view(*row_TK.shape, gradients[0].shape[1])
         return gradient_TKD.sum(dim=1), None, None
 
 
@@ -66,7 +66,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_RD: Tensor, weight_TK: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(rows_RD, weight_TK, token_R, row_TK)
-        rows_TKD = rows_RD.index_select(0, row_TK.flatten()).view(*row_TK.shape, -1)
+        rows_TKD = rows_RD.index_select(0, row_TK.flatten()).view(*row_TK.shape, rows_RD.shape[1])
         return torch.bmm(weight_TK.to(rows_RD.dtype).unsqueeze(1), rows_TKD).squeeze(1)
 
     @staticmethod

@@ -134,7 +134,7 @@ def _tokens_in_all(routing: Routing, grid: TokenGrid) -> Tensor | int:
     """Real tokens of this micro-batch over all ranks that share its sequences."""
     tokens: Tensor | int = routing.index_TK.shape[0] if grid.mask_T is None else grid.mask_T.sum()
     if grid.group is None:
-        return tokens if isinstance(tokens, int) else tokens.clamp(min=1)
+        return max(tokens, 1) if isinstance(tokens, int) else tokens.clamp(min=1)
     if isinstance(tokens, int):
         return tokens * torch.distributed.get_world_size(grid.group)
     torch.distributed.all_reduce(tokens, group=grid.group)

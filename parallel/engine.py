@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .groups import Groups, MegatronUnits
 from .roles import Role
 
+LARGEST_BUCKET = 100_000_000  # elements reduced in one message
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
@@ -84,7 +85,7 @@ class Engine:
         deepspeed_logger.setLevel(logging.ERROR)
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            config=_settings(zero, dtype),
+            config=_settings(zero, dtype, bucket=min(sum(p.numel() for p in self.parameters), LARGEST_BUCKET)),
             optimizer=optimizer(_parameter_groups(roles)),
             mpu=MegatronUnits,
         )
@@ -235,7 +236,7 @@ class Engine:
         return self._engine.optimizer.optimizer if self.zero else self._engine.optimizer
 
 
-def _settings(zero: int, dtype: torch.dtype) -> dict[str, Any]:
+def _settings(zero: int, dtype: torch.dtype, bucket: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,  # batch sizes are the loop's business; DeepSpeed wants some number
         "gradient_accumulation_steps": 1,
@@ -246,7 +247,9 @@ def _settings(zero: int, dtype: torch.dtype) -> dict[str, Any]:
         "zero_optimization": {
             "stage": zero,
             "overlap_comm": False,
-            "contiguous_gradients": False,
+            # Without it DeepSpeed reduces experts over the whole data group: silently wrong for EP > 1.
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
             "compute_grad_norm": zero == 0,  # DeepSpeed refuses to leave it out there, and does not compute it
         },
     }

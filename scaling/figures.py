@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .formats import count
+from .formats import count, flops
 
 DENSE_COLOUR = "#333333"
 COLOURS = ("#0b6fb8", "#cf4a30", "#2f8f4e", "#7b4fa3", "#c98a00", "#1295a3", "#a83f7c", "#7a5c3e")
@@ -36,7 +37,7 @@ class Plot:
     image: str
     caption: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def colours(families: Sequence[str], dense: str = "dense") -> dict[str, str]:
@@ -69,15 +70,31 @@ def label(axis: Axes, x: str, y: str, title: str = "") -> None:
         axis.set_title(title, fontsize=SIZE, loc="left")
 
 
-def log_x(axis: Axes, counts: bool = False) -> None:
-    """A logarithmic x axis with few, plain labels; ``counts``: 200k instead of 2 x 10^5."""
+def log_x(axis: Axes) -> None:
+    """A logarithmic x axis of parameters or tokens, labelled 200k instead of 2 x 10^5."""
     axis.set_xscale("log")
-    if counts:
-        low, high = axis.get_xlim()
-        narrow = high / low < 100
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1, 3) if narrow else (1,)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+    _label_counts(axis.xaxis, *axis.get_xlim())
+
+
+def log_y(axis: Axes) -> None:
+    """A logarithmic y axis of tokens."""
+    axis.set_yscale("log")
+    _label_counts(axis.yaxis, *axis.get_ylim())
+
+
+def _label_counts(axis: Axis, low: float, high: float) -> None:
+    ratio = high / low
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if ratio < 8 else (1, 2, 5) if ratio < 30 else (1, 3)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def budget_x(axis: Axes, budgets: Sequence[float]) -> None:
+    """A logarithmic x axis of compute, with a label at each budget."""
+    axis.set_xscale("log")
+    axis.set_xticks(list(budgets), [flops(budget) for budget in budgets])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.08)
 
 
 def legend(axis: Axes, **options: Any) -> None:

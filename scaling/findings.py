@@ -37,7 +37,7 @@ def _compared(compared: Sequence[Comparison]) -> list[str]:
             f"{direction} than the best dense one's"
         )
         if last.multiple is not None:
-            ends = formats.interval(last.low, last.high, 2)
+            ends = formats.interval(last.low, last.high)
             text += f", worth {last.multiple:.2f} times the compute" + (f" (95 %: {ends})" if ends else "")
             text += ", an extrapolation of the dense power law" if last.extrapolated else ""
         if last.resolved is False:
@@ -72,7 +72,8 @@ def _optima(found: Sequence[Profile]) -> list[str]:
     ]
     if not counted:
         return []
-    return [f"Optimal sizes bracketed by measured ones: {', '.join(counted)} budgets; the others are flagged as edges."]
+    flagged = "" if all(p.interior for p in found) else "; the others are flagged as edges"
+    return [f"Optimal sizes bracketed by measured ones: {', '.join(counted)} budgets{flagged}."]
 
 
 def _seeds(noise: SeedNoise | None) -> str:
@@ -90,33 +91,5 @@ def _unfinished(points: Sequence[Point]) -> list[str]:
     if not states:
         return [f"All {len(points)} runs finished."]
     counted = formats.listed([f"{number} {state}" for state, number in sorted(states.items())])
-    return [
-        f"Of {len(points)} runs {len(points) - states.total()} finished; {counted} are left out of all comparisons."
-    ]
-
-
-CANNOT_SHOW = (
-    "A power law through a few budgets describes these budgets. Carried ten times further it is a guess, and its "
-    "interval does not contain the error of the law's form.",
-    "Small budgets do not determine the irreducible loss. Exponents of a law without offset are lower than those of "
-    "a law with one, and the two must not be compared.",
-    "The learning rate, the batch and the schedule are part of the result. A family with the better tuned learning "
-    "rate wins; where the rate was not checked for each family, a difference may be that.",
-    "Order of families, and whether losses fall with compute, can be read here as far as the seed noise allows. "
-    "The granularity or sparsity that is best at a hundred million parameters cannot.",
-    "Loss on held-out text is not quality downstream: sparse models have been reported to do worse at reading "
-    "comprehension than dense ones of equal loss.",
-)
-
-DEFINITIONS = (
-    ("N", "non-embedding parameters; total and active (those that one token uses) are both listed, plots use active"),
-    ("D", "training tokens seen"),
-    ("C", "training FLOPs, exact: all matrix products of forward and backward pass, attention scores, router and head"),
-    ("G", "granularity, 4 × model width / expert width (half of it in some papers)"),
-    ("S", "sparsity, 1 − K / E over routed experts; shared experts not counted"),
-    ("loss", "nats a token on held-out documents of the training domains, after the last step"),
-    ("budget", "runs whose C differ by less than 10 % share one"),
-    ("compute multiple", "C′ / C, where the power law of the best dense losses reaches at C′ the loss that the other "
-     "family reaches at C"),
-    ("unresolved", "a difference below two standard deviations of the difference of two runs that differ in the seed"),
-)  # fmt: skip
+    finished = len(points) - states.total()
+    return [f"{finished} of {len(points)} runs finished; the others ({counted}) are left out of all comparisons."]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from .fitted import Estimate
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 _PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 

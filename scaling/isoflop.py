@@ -16,8 +16,10 @@ from .points import Point
 
 SAME_BUDGET = 1.1  # ratio of FLOPs within which runs count as one budget
 NEAREST = 5  # sizes that a parabola goes through at most
+DENSE = "dense"  # the family that others are compared with
 UNRESOLVED = 2.0  # standard deviations below which an effect is called unresolved
 BOOTSTRAP = 400
+LARGEST_LOG = 50.0  # logarithm of a compute multiple beyond which it means nothing
 FEWEST_BUDGETS = 3  # for a power law of two coefficients
 
 
@@ -65,7 +67,8 @@ class Comparison:
         gap: dense best loss minus this family's, nats a token; positive: this family is better.
         multiple: C' / budget, where C' is the compute at which the dense power law of best losses reaches this
             family's best loss; None without such a law.
-        low, high: 95 % interval of the multiple.
+        low, high: 95 % interval of the multiple: uncertainty of the dense power law and, where it was measured, seed
+            noise of this family's loss.
         extrapolated: C' lies outside the budgets of the dense runs.
         edge: one of the two best losses is an edge's.
         resolved: whether the gap exceeds two standard deviations of a difference between two runs; None where no
@@ -114,14 +117,17 @@ def budgets_of(points: Sequence[Point]) -> dict[str, float]:
 
 
 def profiles(points: Sequence[Point]) -> list[Profile]:
-    """All isoFLOP profiles of finished points, by family and ascending budget."""
+    """All isoFLOP profiles of finished points: the dense family first, others as they come, by ascending budget."""
     points = finished(points)
     budgets = budgets_of(points)
     cells: dict[tuple[str, float], dict[float, list[Point]]] = {}
     for point in points:
         sizes = cells.setdefault((point.family, budgets[point.run]), {})
         sizes.setdefault(point.n_active or 0.0, []).append(point)
-    return [_profile(family, budget, sizes) for (family, budget), sizes in sorted(cells.items())]
+    families = list(dict.fromkeys(point.family for point in points))
+    families.sort(key=lambda family: family != DENSE)
+    ordered = sorted(cells.items(), key=lambda cell: (families.index(cell[0][0]), cell[0][1]))
+    return [_profile(family, budget, sizes) for (family, budget), sizes in ordered]
 
 
 def _profile(family: str, budget: float, runs: dict[float, list[Point]]) -> Profile:
@@ -174,7 +180,7 @@ def best_loss_fits(found: Sequence[Profile], seed: int = 0) -> dict[str, Fit]:
 
 
 def compare(
-    found: Sequence[Profile], fits: Mapping[str, Fit], noise: SeedNoise | None, dense: str = "dense"
+    found: Sequence[Profile], fits: Mapping[str, Fit], noise: SeedNoise | None, dense: str = DENSE
 ) -> list[Comparison]:
     """Every other family against ``dense``, at the budgets they share."""
     reference = {p.budget: p for p in found if p.family == dense}
@@ -186,9 +192,8 @@ def compare(
         gap = base.loss_best - profile.loss_best
         multiple, low, high = None, None, None
         if dense in fits:
-            multiple = _multiple(fits[dense].values, profile)
-            ends = fits[dense].interval(lambda c, p=profile: _multiple(c, p))  # type: ignore[misc]
-            low, high = ends or (None, None)
+            multiple = _multiple(fits[dense].values, profile.loss_best, profile.budget)
+            low, high = _multiple_interval(fits[dense], profile, noise) or (None, None)
         reached = (multiple or 0.0) * profile.budget
         result.append(
             Comparison(
@@ -206,8 +211,24 @@ def compare(
     return result
 
 
-def _multiple(power: Mapping[str, float], profile: Profile) -> float:
-    return float((power["a"] / profile.loss_best) ** (1 / power["b"]) / profile.budget)
+def _multiple(power: Mapping[str, float], loss: float, budget: float) -> float | None:
+    """Compute at which the power law reaches ``loss``, over ``budget``; None where the law does not fall."""
+    if power["b"] <= 0:
+        return None
+    log = math.log(power["a"] / loss) / power["b"] - math.log(budget)
+    return math.exp(log) if abs(log) < LARGEST_LOG else None
+
+
+def _multiple_interval(dense: Fit, profile: Profile, noise: SeedNoise | None) -> tuple[float, float] | None:
+    rng = np.random.default_rng(0)
+
+    def draw(power: Mapping[str, float]) -> float:
+        loss = profile.loss_best + (noise.sd * rng.standard_normal() if noise else 0.0)
+        multiple = _multiple(power, loss, profile.budget)
+        return math.nan if multiple is None else multiple
+
+    ends = dense.interval(draw)
+    return ends if ends is not None and all(map(math.isfinite, ends)) else None
 
 
 def seed_noise(points: Sequence[Point]) -> SeedNoise | None:

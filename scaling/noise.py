@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 FEWEST = 3  # estimates below which no interval is given
 
@@ -93,7 +93,7 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseAverage:
         if (without_g2 > 0).all() and (without_trace > 0).all():
             logs = np.log(without_trace / without_g2)
             error = math.sqrt((n - 1) / n * float(((logs - logs.mean()) ** 2).sum()))
-            reach = float(stats.t.ppf(0.975, n - 1)) * error
+            reach = float(stdtrit(n - 1, 0.975)) * error
             if reach < 30:  # beyond e^30 either way the interval says nothing
                 low, high = value * math.exp(-reach), value * math.exp(reach)
     return NoiseAverage(mean_g2, mean_trace, value, low, high, n)

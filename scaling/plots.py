@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.lines import Line2D
 
 from . import formats
-from .figures import Plot, as_image, colours, label, legend, log_x, panels
+from .figures import Plot, as_image, budget_x, colours, label, legend, log_x, panels
 from .fitted import Fit
 from .isoflop import Comparison, Profile
 from .laws import Array
@@ -59,7 +59,7 @@ def loss_curves(points: Sequence[Point], records: Mapping[str, Record]) -> Plot 
             (point.run, point.family, formats.count(x), formats.fixed(y))
             for x, y in zip(*thin(tokens, loss, TABLED), strict=True)
         ]
-    log_x(axis, counts=True)
+    log_x(axis)
     if values:
         low, high = min(values), float(np.quantile(values, 0.98))
         axis.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
@@ -92,14 +92,12 @@ def isoflop_profiles(found: Sequence[Profile]) -> Plot | None:
             face = shade if profile.interior else "none"
             axis.plot(profile.n_best, profile.loss_best, "D", markersize=7.5, markerfacecolor=face, color=shade)
             rows += [
-                (family, formats.flops(profile.budget), formats.count(s.n), formats.count(s.d), formats.fixed(s.loss, 4),
-                 str(s.seeds), "interior" if profile.interior else f"edge: {profile.remark}")
+                (family, formats.flops(profile.budget), formats.count(s.n), formats.count(s.d),
+                 formats.fixed(s.loss, 4), str(s.seeds), "interior" if profile.interior else f"edge: {profile.remark}")
                 for s in profile.sizes
             ]  # fmt: skip
-        low, high = axis.get_xlim()
-        axis.set_xlim(low * 0.9, high * 1.1)
-        log_x(axis, counts=True)
-        label(axis, "active parameters", f"held-out {NATS}" if axis.get_subplotspec().is_first_col() else "", family)
+        log_x(axis)
+        label(axis, "active parameters", f"held-out {NATS}" if axis is axes[0] else "", family)
     handles = [Line2D([], [], color=shade, marker="o", markersize=4) for shade in shades]
     figure.legend(
         handles, [f"{formats.flops(b)} FLOPs" for b in budgets], loc="outside lower center", ncols=min(len(budgets), 5),
@@ -138,7 +136,7 @@ def best_losses(found: Sequence[Profile], fits: Mapping[str, Fit]) -> Plot | Non
             axis.plot(compute, fits[family].predict({"c": compute}), color=palette[family], linewidth=1.2)
             text += f": C^-{formats.significant(fits[family].values['b'], 3)}"
         axis.plot([], [], "o-", color=palette[family], label=text)
-    log_x(axis)
+    budget_x(axis, sorted({p.budget for p in found}))
     label(axis, "training compute (FLOPs)", f"best held-out {NATS}")
     legend(axis)
     caption = (
@@ -159,17 +157,18 @@ def comparisons(found: Sequence[Comparison], threshold: float | None) -> Plot | 
     for family in families:
         own = [c for c in found if c.family == family]
         left.plot([c.budget for c in own], [c.gap for c in own], "o-", color=palette[family], label=family)
-        known = [c for c in own if c.multiple is not None]
-        right.plot([c.budget for c in known], [c.multiple for c in known], "o-", color=palette[family], label=family)
-        for c in known:
-            if c.low is not None:
+        known = [(c.budget, c.multiple) for c in own if c.multiple is not None]
+        if known:
+            right.plot(*zip(*known, strict=True), "o-", color=palette[family], label=family)
+        for c in own:
+            if c.low is not None and c.high is not None:
                 right.plot([c.budget] * 2, [c.low, c.high], color=palette[family], linewidth=1)
     left.axhline(0, color="#333333", linewidth=0.8)
     if threshold is not None:
         left.axhspan(-threshold, threshold, color="#333333", alpha=0.08, label="unresolved")
     right.axhline(1, color="#333333", linewidth=0.8)
     for axis in (left, right):
-        log_x(axis)
+        budget_x(axis, sorted({c.budget for c in found}))
     label(left, "training compute (FLOPs)", "dense minus MoE (nats/token)")
     label(right, "training compute (FLOPs)", "compute multiple")
     legend(left)

@@ -14,6 +14,7 @@ import numpy as np
 from ..base.errors import UserError
 from ..base.files import write_atomically
 from .laws import Array, Law
+from .noise import NoiseEstimate, average
 from .record import Record
 
 HELD_OUT = "held_out"  # domain of the evaluation that a point's loss is taken from
@@ -138,8 +139,6 @@ def _train_loss(record: Record) -> float | None:
 
 
 def _late_noise(record: Record) -> float | None:
-    from .noise import NoiseEstimate, average  # scipy.stats takes a while to import
-
     half = record.last_step // 2
     parts = [step["noise"]["all"] for step in record.steps if step["noise"] and step["step"] > half]
     measured = [NoiseEstimate(p["g2"], p["trace"], p["b_simple"]) for p in parts if None not in (p["g2"], p["trace"])]

@@ -8,8 +8,8 @@ import jinja2
 from ..base.files import write_atomically
 from . import formats, isoflop, plots, run_plots
 from .figures import Plot
-from .findings import CANNOT_SHOW, DEFINITIONS, in_words
-from .fitted import Fit
+from .findings import in_words
+from .fitted import Estimate, Fit
 from .isoflop import UNRESOLVED, Comparison, Profile, SeedNoise
 from .points import Point
 from .record import Record
@@ -23,7 +23,7 @@ def write_report(
     title: str,
     points: Sequence[Point],
     records: Mapping[str, Record],
-    fits: Sequence[Fit],
+    fits: Mapping[str, Fit],
     provenance: Mapping[str, str],
     warnings: Sequence[str],
 ) -> None:
@@ -32,7 +32,7 @@ def write_report(
     Args:
         points: every run, failed ones too.
         records: run -> its record; runs without one are missing from the plots of what happened inside runs.
-        fits: laws fitted to the points.
+        fits: name -> law fitted to the points.
         provenance: what names the study's origin, in the order to show: code version, machine, corpus, date, ...
         warnings: what the reader must know before believing anything.
 
@@ -64,13 +64,11 @@ def write_report(
         headline=_headline(found, compared),
         plots=[plot for plot in drawn if plot is not None],
         power_fits=_power_rows(powers),
-        fits=[_fit_view(fit) for fit in fits],
+        fits=[_fit_view(name, fit) for name, fit in fits.items() if not _is_among(fit, powers)],
         runs=[_run_row(point) for point in points],
         seeds=_seed_rows(noise),
-        definitions=DEFINITIONS,
         conventions=_conventions(records),
         provenance=list(provenance.items()),
-        cannot_show=CANNOT_SHOW,
     )
     write_atomically(path, page)
 
@@ -78,15 +76,15 @@ def write_report(
 def _headline(found: Sequence[Profile], compared: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """Rows of budget, family, best loss, optimal size, tokens, gap, multiple, remarks."""
     by_cell = {(c.family, c.budget): c for c in compared}
-    rows = []
-    for profile in sorted(found, key=lambda p: (p.budget, p.family != "dense", p.family)):
+    rows: list[tuple[str, ...]] = []
+    for profile in sorted(found, key=lambda p: p.budget):
         comparison = by_cell.get((profile.family, profile.budget))
         notes = [profile.remark] if profile.remark else []
         gap, multiple = "", ""
         if comparison is not None:
             gap = f"{comparison.gap:+.3f}"
             if comparison.multiple is not None:
-                ends = formats.interval(comparison.low, comparison.high, 2)
+                ends = formats.interval(comparison.low, comparison.high)
                 multiple = formats.fixed(comparison.multiple, 2) + (f" ({ends})" if ends else "")
             notes += [text for text in plots.remarks(comparison) if text != "an optimum at an edge"]
         rows.append(
@@ -98,13 +96,18 @@ def _headline(found: Sequence[Profile], compared: Sequence[Comparison]) -> list[
 
 def _power_rows(powers: Mapping[str, Fit]) -> list[tuple[str, ...]]:
     return [
-        (family, formats.estimate(fit.coefficients["a"]), formats.estimate(fit.coefficients["b"]), f"{fit.rmse_log:.2%}",
-         str(fit.n_points), "; ".join(fit.warnings))
+        (family, formats.estimate(fit.coefficients["a"]), formats.estimate(fit.coefficients["b"]),
+         f"{fit.rmse_log:.2%}", str(fit.n_points), "; ".join(fit.warnings))
         for family, fit in powers.items()
     ]  # fmt: skip
 
 
-def _fit_view(fit: Fit) -> dict[str, object]:
+def _is_among(fit: Fit, powers: Mapping[str, Fit]) -> bool:
+    """Whether ``fit`` is one of the power laws of best losses, which have a table of their own."""
+    return any(fit.law == power.law and fit.values == power.values for power in powers.values())
+
+
+def _fit_view(name: str, fit: Fit) -> dict[str, object]:
     """A fit as the template shows it."""
     held = fit.held_out
     facts = [
@@ -115,11 +118,13 @@ def _fit_view(fit: Fit) -> dict[str, object]:
     if held is not None:
         facts.append(f"on {held.n} held-out points: {held.rmse_log:.2%} (root mean square), {held.max_rel:.2%} at most")
     return {
+        "name": name,
         "law": fit.law,
+        "equation": fit.as_law().equation,
         "facts": "; ".join(facts),
         "coefficients": [
-            (name, "not determined" if e.value is None else formats.significant(e.value, 4), formats.interval(e.low, e.high))
-            for name, e in fit.coefficients.items()
+            (key, formats.estimate(Estimate(e.value, None, None), 4), formats.interval(e.low, e.high))
+            for key, e in fit.coefficients.items()
         ],
         "warnings": fit.warnings,
         "conventions": list(fit.conventions.items()),

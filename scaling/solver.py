@@ -18,7 +18,7 @@ MAX_STEPS = 1000
 LARGEST_BATCH = 4_000_000  # numbers in one derivative array
 GIVE_UP = 1e12  # damping beyond which no step can improve the objective any more
 SETTLED = 1e-12  # relative gain of an undamped step below which a start has arrived
-EXACT = 1e-26  # objective of a fit without any residual, within rounding
+EXACT = 1e-24  # objective of a fit without any residual, within rounding
 RIDGE = 1e-12  # of the scaled Hessian, against exactly flat directions
 TINY = 1e-200
 

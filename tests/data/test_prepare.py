@@ -161,9 +161,11 @@ def test_indexed_tokens_must_fit_the_tokenizer(prepared: PreparedData, tmp_path:
         validate(DataConfig, content, "test")
     with pytest.raises(UserError, match=r"sequence 0 holds token 340, but data\.tokenizer\.model has 340"):
         prepare(validate(DataConfig, content | {"tokenizer": model}, "test"))
-    (tmp_path / "given.idx").write_bytes(b"something else entirely")
-    with pytest.raises(UserError, match="not a Megatron indexed data set"):
-        prepare(validate(DataConfig, content | {"tokenizer": model}, "test"))
+    index = (tmp_path / "given.idx").read_bytes()
+    for content_of_index in (b"something else entirely, and long enough", index[:-1], index[:20]):
+        (tmp_path / "given.idx").write_bytes(content_of_index)
+        with pytest.raises(UserError, match=r"given\.idx is not a whole index"):
+            prepare(validate(DataConfig, content | {"tokenizer": model}, "test"))
 
 
 def test_a_given_model_must_give_bytes_back(prepared: PreparedData, corpus: Path, tmp_path: Path) -> None:

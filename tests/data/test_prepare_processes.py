@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,8 @@ def test_one_builds_and_the_others_wait(corpus: Path, tmp_path: Path, prepared: 
     config, said = config_in(tmp_path, corpus), tmp_path / "said.txt"
 
     def run() -> None:
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        prepare(config, progress=True)
+        with said.open("a") as sys.stderr:
+            prepare(config, progress=True)
 
     children = [start(run) for _ in range(5)]
     for child in children:
@@ -57,7 +58,7 @@ def test_killed_at_any_moment_leaves_nothing_that_is_taken_for_whole(
     config = config_in(path, corpus)
     draw = random.Random(0)
     seen_half_built = 0
-    for _ in range(12):
+    for _ in range(20):
         child = start(lambda: prepare(config))
         time.sleep(draw.uniform(0, 1.1 * duration))
         os.kill(child.pid, signal.SIGKILL)

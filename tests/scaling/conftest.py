@@ -1,14 +1,12 @@
 """A study as its runs would have recorded it: made-up losses from a known law, written by the real writer."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-
 from moescale.scaling.points import Point, point_from_record
 from moescale.scaling.record import Record, RecordWriter, read_record
 

@@ -1,0 +1,83 @@
+"""Built models with known parameters, and the configurations that the tests of this folder share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from moescale.models.config import ModelConfig
+from moescale.moe import MoEConfig
+from torch import Tensor, nn
+
+VOCAB = 100  # padded to 128
+
+CASES: dict[str, tuple[ModelConfig, MoEConfig | None]] = {
+    "dense": (ModelConfig(layers=2, width=32, heads=4), None),
+    "dense, untied, grouped": (ModelConfig(layers=2, width=32, heads=4, kv_heads=2, tied=False, ffn=40), None),
+    "dense, one key head, wide heads": (ModelConfig(layers=1, width=32, heads=4, kv_heads=1, head_dim=12), None),
+    "mixture": (ModelConfig(layers=2, width=32, heads=2), MoEConfig(experts=8, active=2, granularity=4)),
+    "mixture, norm of each head": (
+        ModelConfig(layers=3, width=32, heads=4, kv_heads=2, qk_norm="head", tied=False),
+        MoEConfig(experts=4, active=1, expert_width=24, shared=2, first_dense=1),
+    ),
+    "mixture, norm of all heads": (
+        ModelConfig(layers=4, width=32, heads=4, kv_heads=2, qk_norm="full", head_dim=16, rope_base=500),
+        MoEConfig(experts=6, active=3, granularity=8, every=2, score="softmax_normalized"),
+    ),
+}
+
+
+@dataclass
+class Built:
+    """A model, its name map and its parameters as logical float64 tensors."""
+
+    gpt: Any
+    entries: dict[str, Any]
+    model: ModelConfig
+    moe: MoEConfig | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        pieces = [(piece, entry.parameter) for entry in self.entries.values() for piece in entry.pieces]
+        return {piece.name: piece.read(parameter).detach().double() for piece, parameter in pieces}
+
+    def losses(self, tokens_BS: Tensor, labels_BS: Tensor) -> Tensor:
+        position_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
+        return self.gpt(tokens_BS, position_BS, None, labels=labels_BS)
+
+
+@pytest.fixture(scope="session")
+def build(one_rank: Any) -> Callable[..., Built]:
+    """Makes a model; every gain and matrix differs from its initial value, so that no mistake hides behind ones."""
+
+    def make(model: ModelConfig, moe: MoEConfig | None, *, vocab: int = VOCAB, seq: int = 16, **more: Any) -> Built:
+        from moescale.models.build import build_model
+        from moescale.models.initialise import initialise
+        from moescale.models.names import NameMap
+
+        gpt: nn.Module = build_model(model, moe, vocab=vocab, seq=seq, dtype="fp32", groups=one_rank, **more)
+        entries = NameMap(model, moe, one_rank).entries(gpt)
+        initialise(entries.values(), model, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in gpt.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        return Built(gpt, entries, model, moe)
+
+    return make
+
+
+@pytest.fixture(scope="session", params=CASES.values(), ids=CASES)
+def built(request: pytest.FixtureRequest, build: Callable[..., Built]) -> Built:
+    return build(*request.param)
+
+
+def batch(batches: int = 3, seq: int = 16, vocab: int = VOCAB, seed: int = 0) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(0, vocab, (batches, seq + 1), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., tuple[Tensor, Tensor]]:
+    """(tokens, labels), each ``[B, S]``."""
+    return batch

@@ -1,0 +1,230 @@
+"""Promise 1: what a run computes does not depend on its layout.
+
+Each world size is spawned once and runs many cases; each case is judged against the model written out in plain torch
+(tests/reference_gpt.py) in float64 with torch's own AdamW: loss, every gradient, norms, noise scale, router
+statistics, moments and weights. Named after reports of what goes wrong elsewhere: pytorch#160285 (gradients doubled
+at EP=2), DeepSpeed#5259 (scale depends on EP), Megatron-LM#5916 (norm undercounts), Megatron-LM#5047 (auxiliary loss
+depends on TP), Automodel#3816 (another norm in each EP group).
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moescale.base.config import validate
+from moescale.data import TrainStream, prepare
+from moescale.models.initialise import _std, draw_box
+from moescale.models.names import Piece
+from moescale.training.config import RunConfig
+
+STEPS = 2
+MIXTURE = {"experts": 4, "active": 2, "expert_width": 24, "aux_loss": 0.05, "z_loss": 0.01, "shared": 1, "first_dense": 1}
+ODD = {"experts": 6, "active": 3, "expert_width": 16, "aux_loss": 0.05, "z_loss": 0.01, "score": "softmax_normalized"}
+NOISE = {"every": 1, "small_batch": 4}
+
+CASES: dict[int, dict[str, dict[str, Any]]] = {
+    1: {
+        "dense": {},
+        "dense-micro-2": {"training": {"micro_batch": 2}},
+        "moe": {"moe": MIXTURE, "noise": NOISE},
+        "moe-micro-1-untied-qk-full": {
+            "moe": MIXTURE,
+            "training": {"micro_batch": 1},
+            "model": {"tied": False, "qk_norm": "full"},
+        },
+        "moe-zero-0": {"moe": ODD, "parallel": {"zero": 0}, "noise": NOISE},
+        "moe-recompute": {"moe": MIXTURE, "training": {"recompute": "full"}},
+    },
+    2: {
+        "dense-dp2": {"noise": NOISE, "training": {"micro_batch": 2}},
+        "moe-dp2": {"moe": MIXTURE, "noise": NOISE, "training": {"micro_batch": 2}},
+        "moe-ep2": {"moe": MIXTURE, "parallel": {"expert": 2}, "noise": NOISE, "training": {"micro_batch": 2}},
+        "moe-ep2-odd-zero-0": {"moe": ODD, "parallel": {"expert": 2, "zero": 0}, "noise": NOISE},
+        "moe-ep2-clip-eps": {"moe": ODD, "parallel": {"expert": 2}, "optimizer": {"clip": 0.3, "eps": 1e-8}},
+        "moe-tp2": {"moe": MIXTURE, "parallel": {"tensor": 2}, "noise": NOISE, "model": {"qk_norm": "full"}},
+        "moe-tp2-ep2": {"moe": MIXTURE, "parallel": {"tensor": 2, "expert": 2}, "noise": NOISE},
+        "dense-tp2-untied": {"parallel": {"tensor": 2}, "model": {"tied": False, "qk_norm": "head"}, "noise": NOISE},
+        "moe-pp2": {"moe": MIXTURE, "parallel": {"pipeline": 2}, "noise": NOISE, "training": {"micro_batch": 2}},
+        "dense-pp2-untied": {"parallel": {"pipeline": 2}, "model": {"tied": False}, "training": {"micro_batch": 2}},
+    },
+}
+LABELS = [(world, name) for world, cases in CASES.items() for name in cases]
+
+
+@pytest.fixture(scope="session")
+def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``computed(world, case)``: what each rank stored; a world is spawned when it is first asked for."""
+    done: dict[int, Path] = {}
+
+    def get(world: int, name: str) -> list[dict[str, Any]]:
+        if world not in done:
+            out = tmp_path_factory.mktemp(f"world{world}")
+            cases = [{"name": case, "steps": STEPS, "config": small_run(**CASES[world][case])} for case in CASES[world]]
+            prepare(validate(RunConfig, cases[0]["config"], "case").data)
+            (out / "job.json").write_text(json.dumps({"cases": cases, "out": str(out)}))
+            run_ranks([str(here / "parity_worker.py"), str(out / "job.json")], world)
+            done[world] = out
+        return [torch.load(done[world] / f"{name}.{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return get
+
+
+class Reference:
+    """The same run in plain torch, float64, one process."""
+
+    def __init__(self, config: RunConfig, shapes: dict[str, tuple[int, ...]], gpt: Any):
+        self.config, self.gpt = config, gpt
+        data = prepare(config.data)
+        self.vocab = data.vocab_size
+        self.stream = TrainStream(data, config.data, config.training.seq, config.training.seed)
+        self.tensors = {name: self._initial(name, shape) for name, shape in shapes.items()}
+        decay = [t for name, t in self.tensors.items() if not name.endswith("norm")]
+        plain = [t for name, t in self.tensors.items() if name.endswith("norm")]
+        settings = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+        )
+
+    def _initial(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name.endswith("norm"):
+            return torch.ones(shape, dtype=torch.float64, requires_grad=True)
+        piece = Piece(name, shape, (0,) * len(shape), shape, lambda t: t)
+        return draw_box(self.config.training.seed, piece, _std(piece, self.config.model)).double().requires_grad_()
+
+    def gradients(self, samples: range) -> tuple[float, float, float, dict[str, torch.Tensor]]:
+        """(mean loss, mean load-balance loss, mean z-loss, gradients) of a batch."""
+        tokens, labels, _ = self.stream.samples(samples)
+        moe = self.config.moe
+        losses, aux, z_sum = self.gpt.reference_losses(
+            self.tensors, self.config.model, moe, self.vocab, tokens, labels
+        )
+        loss = losses.mean()
+        aux_sum, z_mean = sum(aux), sum(z_sum) / losses.numel()
+        total = loss if moe is None else loss + moe.aux_loss * aux_sum + moe.z_loss * z_mean
+        names = list(self.tensors)
+        # An expert without a token has no gradient: zero.
+        found = torch.autograd.grad(total, [self.tensors[n] for n in names], allow_unused=True, materialize_grads=True)
+        layers = max(len(aux), 1)
+        return (
+            float(loss.detach()),
+            float(aux_sum.detach()) / layers if moe else 0.0,
+            float(z_mean.detach()) / layers if moe else 0.0,
+            dict(zip(names, found, strict=True)),
+        )
+
+    def step(self, gradients: dict[str, torch.Tensor]) -> None:
+        norm = math.sqrt(square(gradients))
+        clip = self.config.optimizer.clip
+        for name, tensor in self.tensors.items():
+            tensor.grad = gradients[name] * (clip / norm if clip and norm > clip else 1.0)
+        self.optimizer.step()
+
+
+def square(gradients: dict[str, torch.Tensor], wanted: Callable[[str], bool] = lambda name: True) -> float:
+    return float(sum(g.square().sum() for name, g in gradients.items() if wanted(name)))
+
+
+def is_expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def assembled(ranks: list[Any], part: str) -> dict[str, torch.Tensor]:
+    """Whole logical tensors from the boxes of all ranks; every element must be stored exactly once."""
+    whole: dict[str, torch.Tensor] = {}
+    times: dict[str, torch.Tensor] = {}
+    for stored in ranks:
+        for found, name, shape, start, values in stored:
+            if found != part:
+                continue
+            whole.setdefault(name, torch.zeros(shape))
+            times.setdefault(name, torch.zeros(shape))
+            where = tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
+            whole[name][where] = values
+            times[name][where] += 1
+    for name, count in times.items():
+        assert (count == 1).all(), f"{part} of {name}: elements stored {count.min():g} to {count.max():g} times"
+    return whole
+
+
+def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], bound: float, what: str) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        error = (found[name].double() - tensor).abs().max().item()
+        scale = tensor.abs().max().item()
+        assert error <= bound * max(scale, 1e-12), f"{what} of {name}: off by {error:.2e} of {scale:.2e}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world", "name"), LABELS, ids=[f"{w}-{n}" for w, n in LABELS])
+def test_layout_does_not_change_the_result(
+    world: int, name: str, computed: Any, small_run: Any, reference_gpt: Any
+) -> None:
+    ranks = computed(world, name)
+    config = validate(RunConfig, small_run(**CASES[world][name]), name)
+    shapes = {n: tuple(t.shape) for n, t in assembled([r["state"] for r in ranks], "master").items()}
+    reference = Reference(config, shapes, reference_gpt)
+    batch = config.training.batch
+    for step in range(STEPS):
+        samples = range(step * batch, (step + 1) * batch)
+        loss, aux, z, gradients = reference.gradients(samples)
+        found = assembled([r["gradients"][step] for r in ranks], "gradient")
+        clip, norm = config.optimizer.clip, math.sqrt(square(gradients))
+        scale = clip / norm if clip and norm > clip else 1.0
+        # With eps 1e-8 Adam turns rounding into weight differences, which the next gradients show.
+        bound = 1e-5 if step == 0 or config.optimizer.eps > 1e-8 else 1e-3
+        assert_close(found, {n: g * scale for n, g in gradients.items()}, bound, f"step {step}: gradient")
+        for rank in ranks:
+            result = rank["results"][step]
+            assert result.loss == pytest.approx(loss, rel=bound / 10)
+            assert result.squares.total == pytest.approx(square(gradients), rel=bound)
+            assert result.squares.expert == pytest.approx(square(gradients, is_expert), rel=bound)
+            if config.moe is not None:
+                assert result.aux_loss == pytest.approx(aux, rel=bound)
+                assert result.z_loss == pytest.approx(z, rel=bound)
+            if config.noise.every:
+                check_noise(result.noise, reference, samples, config, gradients)
+        reference.step(gradients)
+    check_state(ranks, reference, config)
+
+
+def check_noise(found: Any, reference: Reference, samples: range, config: RunConfig, gradients: Any) -> None:
+    """B_simple's parts from small-batch gradients of the plain model (McCandlish et al. 2018, A.1)."""
+    small, seq = config.small_batch, config.training.seq
+    parts = [
+        reference.gradients(samples[first : first + small])[3] for first in range(0, config.training.batch, small)
+    ]
+    b_small, b_big = small * seq, config.training.batch * seq
+    for kind, wanted in (("all", lambda n: True), ("dense", lambda n: not is_expert(n)), ("expert", is_expert)):
+        if found[kind] is None:
+            assert config.moe is None
+            continue
+        small_sq = sum(square(g, wanted) for g in parts) / len(parts)
+        big_sq = square(gradients, wanted)
+        scale = small_sq + big_sq
+        g2 = (b_big * big_sq - b_small * small_sq) / (b_big - b_small)
+        trace = (small_sq - big_sq) / (1 / b_small - 1 / b_big)
+        assert found[kind]["g2"] == pytest.approx(g2, abs=2e-5 * scale)
+        assert found[kind]["trace"] == pytest.approx(trace, abs=2e-5 * scale * b_big)
+    assert (found["b_small"], found["b_big"]) == (b_small, b_big)
+
+
+def check_state(ranks: list[Any], reference: Reference, config: RunConfig) -> None:
+    states = [r["state"] for r in ranks]
+    moments = {n: reference.optimizer.state[t] for n, t in reference.tensors.items()}
+    for part in ("exp_avg", "exp_avg_sq"):
+        assert_close(assembled(states, part), {n: s[part] for n, s in moments.items()}, 2e-5 if config.optimizer.eps > 1e-8 else 1e-3, part)
+    masters = assembled(states, "master")
+    for name, tensor in reference.tensors.items():
+        error = (masters[name].double() - tensor).abs().max().item()
+        bound = 1e-2 * config.optimizer.lr if config.optimizer.eps <= 1e-8 else 1e-5 * tensor.abs().max().item()
+        assert error <= bound, f"weights of {name}: off by {error:.2e}"
+    for rank in ranks:  # what every rank computes with next is what was stored
+        for name, tensor in rank["replicated"].items():
+            torch.testing.assert_close(tensor, masters[name], rtol=0, atol=0)
