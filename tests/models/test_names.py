@@ -89,7 +89,7 @@ def test_roles(built: Any) -> None:
     """On one rank nothing is sharded or copied; gains do not decay, experts are experts."""
     for name, entry in built.entries.items():
         role = entry.role
-        assert not (role.tensor_sharded or role.tensor_summed or role.tied_copy)
+        assert not any((role.tensor_sharded, role.tensor_summed, role.tied_copy))
         assert role.expert == (".experts." in name)
         assert role.decay == ("norm" not in name)
 
