@@ -44,7 +44,7 @@ class Child:
 
     def __init__(self, factory: str, payload: Mapping[str, Any], threads: int, environment: Mapping[str, str]):
         self._name = factory
-        self._messages = tempfile.TemporaryFile("w+", errors="replace")
+        self._messages = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
         # -P: the working directory may hold folders named like packages
         self._process = subprocess.Popen(

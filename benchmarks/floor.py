@@ -75,9 +75,7 @@ class Floor:
         shape = Case(**case)
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self._operands = [
-            _Operands(product, DTYPES[shape.dtype], device)
-            for product in products(shape)
-            for _ in range(product.count)
+            _Operands(product, DTYPES[shape.dtype], device) for product in products(shape) for _ in range(product.count)
         ]
 
     def warm_up(self) -> str:

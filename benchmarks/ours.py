@@ -47,9 +47,7 @@ class WholeStep:
     def step(self) -> None:
         lr = learning_rate(self.config, self._done + 1, self.setup.steps)
         began = time.perf_counter()
-        result = self._take_step(
-            self.setup, self._done, lr, measure_noise=False, stop_asked=self._stop.asked()
-        )
+        result = self._take_step(self.setup, self._done, lr, measure_noise=False, stop_asked=self._stop.asked())
         self._done += 1
         self._recorder.step(self._done, lr, result, time.perf_counter() - began)
 

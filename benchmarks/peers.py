@@ -6,7 +6,7 @@ They get the same samples as our step, in the same order, drawn before anything 
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -109,6 +109,7 @@ class HuggingFace(PlainLoop):
             model = OlmoeForCausalLM(config)
         else:
             model = LlamaForCausalLM(LlamaConfig(intermediate_size=shape.ffn, **common))
+        self._choose_experts: Callable[[str], None] = model.set_experts_implementation
         super().__init__(model, shape, data)
 
     def warm_up(self) -> str:
@@ -117,13 +118,13 @@ class HuggingFace(PlainLoop):
             return "LlamaForCausalLM"
         seconds = {name: self._try(name) for name in EXPERTS}
         fastest = min(seconds, key=lambda name: seconds[name])
-        self.model.set_experts_implementation(fastest)
+        self._choose_experts(fastest)
         tried = ", ".join(f"{name} {value * 1e3:.0f} ms" for name, value in seconds.items())
         return f"OlmoeForCausalLM, experts {fastest} ({tried})"
 
     def _try(self, experts: str) -> float:
         """Fastest of a few steps."""
-        self.model.set_experts_implementation(experts)
+        self._choose_experts(experts)
         times = []
         for _ in range(WARM_UP):
             began = time.perf_counter()

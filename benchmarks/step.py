@@ -56,7 +56,9 @@ def _implementations(case: Case, peers: tuple[str, ...]) -> list[str]:
 
 
 def _case_rows(case: Case, allocator: str, environment: Mapping[str, str], request: Request) -> Iterator[Row]:
-    data = request.data.model_copy(update={"tokenizer": request.data.tokenizer.model_copy(update={"vocab": case.vocab})})
+    data = request.data.model_copy(
+        update={"tokenizer": request.data.tokenizer.model_copy(update={"vocab": case.vocab})}
+    )
     payload = {"case": asdict(case), "data": data.model_dump(mode="json")}
     with ExitStack() as stack:
         children = {

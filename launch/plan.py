@@ -10,19 +10,23 @@ from rich.table import Table
 from .. import data
 from ..base.errors import UserError
 from ..base.progress import duration, memory, short
-from ..models.cost import estimate
 from ..models.counts import count_parameters, flops_per_token
-from ..training.budget import steps_of, tokens_per_step
+from ..training.budget import cost_of, steps_of, tokens_per_step
 from ..training.config import RunConfig
 from .environment import cores
 
 # Below so many steps a run is mostly warm-up, and its loss says little about its budget.
 FEW_STEPS = 50
+# What a forked run holds for itself of the libraries that it shares with its parent.
+PROCESS_BYTES = 200 << 20
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One run. Tokens and FLOPs are those of whole steps; memory (bytes) and time (seconds) are estimates."""
+    """One run. Tokens and FLOPs are those of whole steps.
+
+    ``memory_bytes`` (on top of what imports take) and ``seconds`` are estimates.
+    """
 
     name: str
     family: str
@@ -110,7 +114,7 @@ def _row(family: str, config: RunConfig, vocab: int, world: int) -> PlanRow:
     tokens = steps * tokens_per_step(config)
     counts = count_parameters(config.model, config.moe, vocab)
     flops = flops_per_token(config.model, config.moe, vocab, config.training.seq)
-    cost = estimate(config, vocab, topology)
+    cost = cost_of(config, vocab, topology)
     return PlanRow(
         name=config.name,
         family=family,
@@ -128,7 +132,7 @@ def _row(family: str, config: RunConfig, vocab: int, world: int) -> PlanRow:
 
 def _workers(rows: Sequence[PlanRow]) -> int:
     largest = max((row.memory_bytes for row in rows), default=0)
-    fitting = psutil.virtual_memory().available // largest if largest else len(rows)
+    fitting = psutil.virtual_memory().available // (largest + PROCESS_BYTES)
     return max(min(cores(), fitting, len(rows)), 1)
 
 

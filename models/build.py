@@ -18,6 +18,7 @@ from ..moe.config import MoEConfig
 from ..parallel.groups import Groups
 from .attention import CausalAttention
 from .config import ModelConfig
+from .loss import token_losses
 from .norms import FullRMSNorm, RMSNorm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -38,12 +39,10 @@ class GPT(GPTModel):
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Loss of each token, ``[B, S]``; logits ``[S, B, V]`` hold this tensor rank's part of the vocabulary."""
-        if self.real_vocab < self.vocab_size:
-            first = logits.shape[-1] * torch.distributed.get_rank(self.pg_collection.tp)
-            padded = max(self.real_vocab - first, 0)
-            if padded < logits.shape[-1]:
-                logits[..., padded:] = float("-inf")
-        return super().compute_language_model_loss(labels, logits)
+        group = self.pg_collection.tp if self.config.tensor_model_parallel_size > 1 else None
+        labels_T = labels.transpose(0, 1).flatten()
+        loss_T = token_losses(logits.view(-1, logits.shape[-1]), labels_T, self.real_vocab, group)
+        return loss_T.view(logits.shape[:2]).transpose(0, 1)
 
 
 def build_model(

@@ -1,12 +1,19 @@
 """Fixtures that several folders of tests share."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from moescale.models.config import ModelConfig
+from moescale.moe import MoEConfig
+
+LR = 0.01
+MODEL = ModelConfig(layers=2, width=32, heads=2)
+MOE = MoEConfig(experts=4, active=2, expert_width=16, shared=1, first_dense=1)
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +44,49 @@ def one_rank() -> Iterator[object]:
     yield groups
     groups.destroy()
     leave()
+
+
+class Trained:
+    """A small mixture model, its engine, and ``backward(samples)``."""
+
+    def __init__(self, groups: Any, zero: int, dtype: str, kind: Callable[..., torch.optim.Optimizer]):
+        from moescale.models.build import build_model
+        from moescale.models.initialise import initialise
+        from moescale.models.names import NameMap
+        from moescale.parallel.engine import Engine
+
+        self.gpt = build_model(MODEL, MOE, vocab=100, seq=16, dtype=dtype, groups=groups)
+        self.entries = NameMap(MODEL, MOE, groups).entries(self.gpt)
+        initialise(self.entries.values(), MODEL, seed=0)
+        self.roles = {entry.parameter: entry.role for entry in self.entries.values()}
+        self.engine = Engine(self.gpt, self.roles, groups, kind, zero)
+
+    def backward(self, first: int, count: int = 2, weight: float = 1.0) -> None:
+        """Add the gradients of ``weight`` x the mean loss of samples ``first ... first + count``."""
+        samples = [
+            torch.randint(0, 100, (17,), generator=torch.Generator().manual_seed(n))
+            for n in range(first, first + count)
+        ]
+        tokens = torch.stack(samples)
+        position = torch.arange(16).expand(count, -1)
+        losses = self.gpt(tokens[:, :-1], position, None, labels=tokens[:, 1:].contiguous())
+        (weight * losses.mean()).backward()
+
+
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    for group in groups:
+        group["weight_decay"] = 0.1 if group.pop("decay") else 0.0
+    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95))
+
+
+@pytest.fixture
+def train(one_rank: Any) -> Callable[..., Trained]:
+    """Makes a model under an engine of its own."""
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(()))
+
+    def make(zero: int = 1, dtype: str = "fp32", optimizer: Callable[..., Any] = adamw) -> Trained:
+        return Trained(one_rank, zero, dtype, optimizer)
+
+    return make

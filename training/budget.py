@@ -1,7 +1,9 @@
 """From a budget in tokens, FLOPs or steps to a number of steps."""
 
 from ..base.errors import UserError
+from ..models.cost import Cost, Workload, estimate
 from ..models.counts import flops_per_token
+from ..parallel.topology import Topology
 from .config import RunConfig
 
 
@@ -45,3 +47,15 @@ def steps_of(config: RunConfig, vocab: int) -> int:
             f"budget; raise it to at least {steps * training.batch}"
         )
     return steps
+
+
+def cost_of(config: RunConfig, vocab: int, topology: Topology) -> Cost:
+    """Estimated memory and time of the run."""
+    work = Workload(
+        micro_batch=config.micro_batch(topology),
+        seq=config.training.seq,
+        steps=steps_of(config, vocab),
+        batch_tokens=tokens_per_step(config),
+        dtype=config.training.dtype,
+    )
+    return estimate(config.model, config.moe, vocab, work, topology)

@@ -1,0 +1,47 @@
+# From a bare clone with Python 3.11 and nothing else: every target does its own set-up.
+#   make study   set up, run the quickstart study, show its report
+#   make test    set up, run the tests          make smoke   three minutes: lint, types, quick tests, a tiny study
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: study test smoke slow lint bench clean
+
+PYTHON ?= python3.11
+RUN := .venv/bin/python
+OUT ?= studies/quickstart
+READY := .venv/ready
+
+study: $(READY)
+	$(RUN) -m moescale study run configs/studies/quickstart.yaml --out "$(OUT)"
+
+test: $(READY) lint
+	$(RUN) -m pytest tests
+
+slow: $(READY)
+	$(RUN) -m pytest tests -m slow
+
+smoke: $(READY) lint
+	$(RUN) -m pytest tests/test_floors.py tests/base tests/moe tests/models tests/scaling -x
+	rm -rf studies/smoke && $(RUN) -m moescale study run configs/studies/smoke.yaml --out studies/smoke
+
+lint: $(READY)
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+bench: $(READY)
+	$(RUN) -m moescale bench step --against transformers,plain
+
+# The stamp is written last, so an interrupted set-up starts over; it is older than what it depends on when that
+# changes. DeepSpeed must find torch when it is installed, and must not try to build its CUDA operators.
+$(READY): pyproject.toml setup.py constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "moescale needs Python 3.11: install it, or make PYTHON=/path/to/python3.11"; exit 2; }
+	rm -f $(READY)
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,hf]"
+	$(RUN) -m moescale doctor
+	touch $(READY)
+
+clean:
+	rm -rf .venv build dist *.egg-info studies runs

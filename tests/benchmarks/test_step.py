@@ -1,0 +1,68 @@
+"""``bench step`` from end to end on its smallest case, and what the user can get wrong."""
+
+import json
+import math
+
+import pytest
+from moescale.base.errors import UserError
+from moescale.benchmarks.child import Child
+from moescale.benchmarks.run import run
+from moescale.data import DataConfig
+
+ALLOCATORS = {"default": {}}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured processes are worlds of one, whatever launched the tests."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_tiny_gives_a_row_for_each_implementation(own_sources: DataConfig) -> None:
+    said: list[str] = []
+    report = run(
+        "step",
+        allocators=ALLOCATORS,
+        against=["plain"],
+        cases=["tiny"],
+        data=own_sources,
+        rounds=2,
+        seconds=0.05,
+        say=said.append,
+    )
+    document = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    rows = {row["impl"]: row for row in document["rows"]}
+    assert set(rows) == {"moescale", "plain", "floor"}
+    assert document["machine"]["cores"] >= 1
+    for row in rows.values():
+        assert (row["case"], row["dtype"], row["threads"], row["allocator"]) == ("tiny", "fp32", 1, "default")
+        assert row["seconds"] > 0
+        assert row["floor_seconds"] == rows["floor"]["seconds"]
+        assert math.isclose(row["ratio"], row["seconds"] / row["floor_seconds"])
+        assert math.isclose(row["tokens_per_second"], 512 / row["seconds"])
+    assert rows["moescale"]["ratio"] > 1
+    assert report.table().row_count == 3
+    assert said == ["tiny fp32, 1 threads, default allocator"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "named"),
+    [
+        ("stop", {}, "bench stop"),
+        ("step", {"cases": ["huge"]}, "--case huge"),
+        ("step", {"against": ["plan"]}, "--against plan"),
+    ],
+)
+def test_unknown_names_are_the_users_errors(name: str, keywords: dict[str, list[str]], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        run(name, allocators=ALLOCATORS, **keywords)
+
+
+def test_a_process_that_fails_says_why() -> None:
+    payload = {"case": {"name": "no such thing"}, "data": {}}
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)floor.*code 1.*missing"),
+        Child(".floor:Floor", payload, 1, {}) as child,
+    ):
+        child.wait_until_built()

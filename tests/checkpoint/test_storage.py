@@ -1,0 +1,183 @@
+"""Checkpoints on disk: bit-exact, whole or refused, and never in the way of the next start."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moescale.base.errors import UserError
+from moescale.checkpoint.state import Box
+from moescale.checkpoint.storage import BadCheckpoint, Checkpoint, folder_of, latest_good, prune, save, steps_in
+from moescale.models.names import Piece
+from torch import Tensor
+
+
+def boxes(seed: int = 0) -> list[Box]:
+    """Two logical tensors, one of them in two boxes, with the values that float32 has trouble with."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randn(6, 4, generator=generator)
+    whole[0] = torch.tensor([float("inf"), -0.0, 1e-45, float("nan")])
+    upper, lower = (Piece("q", (6, 4), (first, 0), (3, 4), lambda t: t) for first in (0, 3))
+    gain = Piece("final_norm", (5,), (0,), (5,), lambda t: t)
+    return [
+        Box("master", upper, whole[:3]),
+        Box("master", lower, whole[3:]),
+        Box("master", gain, torch.randn(5, generator=generator)),
+        Box("exp_avg", gain, torch.randn(5, generator=generator)),
+    ]
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.view(torch.int32), second.view(torch.int32))
+
+
+@pytest.fixture
+def root(tmp_path: Path, one_rank: Any) -> Path:
+    """A folder with the checkpoints of steps 10 and 20."""
+    folder = tmp_path / "checkpoints"
+    for step in (10, 20):
+        save(folder, step, boxes(step), {"optimizer_steps": step})
+    return folder
+
+
+def test_every_bit_comes_back(root: Path) -> None:
+    checkpoint = Checkpoint(folder_of(root, 20))
+    assert checkpoint.step == 20
+    assert checkpoint.extra == {"optimizer_steps": 20}
+    for box in boxes(20):
+        assert same(checkpoint.box(box.part, box.piece), box.values.contiguous())
+
+
+@pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 0), (4, 1)])
+@pytest.mark.parametrize("extent", [(1, 1), (2, 2), (2, 1)])
+def test_any_box_is_put_together(root: Path, start: tuple[int, int], extent: tuple[int, int]) -> None:
+    """Another layout asks for boxes that were never stored."""
+    whole = torch.cat([box.values for box in boxes(20)[:2]])
+    piece = Piece("q", (6, 4), start, extent, lambda t: t)
+    assert same(Checkpoint(folder_of(root, 20)).box("master", piece), piece.of(whole).contiguous())
+
+
+def test_what_it_does_not_hold(root: Path) -> None:
+    checkpoint = Checkpoint(folder_of(root, 20))
+    with pytest.raises(BadCheckpoint, match="holds no exp_avg/q"):
+        checkpoint.box("exp_avg", Piece("q", (6, 4), (0, 0), (6, 4), lambda t: t))
+    with pytest.raises(BadCheckpoint, match=r"master/q has shape \[6, 4\], the model needs \(6, 5\)"):
+        checkpoint.box("master", Piece("q", (6, 5), (0, 0), (6, 5), lambda t: t))
+
+
+def test_a_tensor_stored_in_part_is_refused(root: Path) -> None:
+    save(root, 30, boxes(30)[1:], {})
+    with pytest.raises(BadCheckpoint, match="master/q is stored in part only"):
+        Checkpoint(folder_of(root, 30)).box("master", Piece("q", (6, 4), (1, 0), (4, 4), lambda t: t))
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "rank-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "rank-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def tear_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text()[:-20])
+
+
+def edit_manifest(folder: Path, **more: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "changed bit": (flip_a_bit, r"rank-00000\.safetensors: damaged"),
+    "truncated shard": (truncate, r"rank-00000\.safetensors: damaged"),
+    "missing shard": (lambda f: (f / "rank-00000.safetensors").unlink(), r"rank-00000\.safetensors: No such file"),
+    "torn manifest": (tear_manifest, r"manifest\.json cannot be read"),
+    "missing manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json cannot be read"),
+    "foreign manifest": (lambda f: (f / "manifest.json").write_text('{"weights": []}') and None, r"manifest\.json"),
+    "manifest of another kind": (lambda f: (f / "manifest.json").write_text("[1, 2]") and None, r"manifest\.json"),
+    "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00") and None, r"manifest\.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_the_one_before_serves(root: Path, kind: str) -> None:
+    damage, said = DAMAGE[kind]
+    damage(folder_of(root, 20))
+    with pytest.raises(BadCheckpoint, match=said):
+        Checkpoint(folder_of(root, 20))
+    found, complaints = latest_good(root)
+    assert found is not None
+    assert found.step == 10
+    assert len(complaints) == 1
+    assert "step-00000020" in complaints[0]
+
+
+def test_no_good_checkpoint_at_all(root: Path) -> None:
+    for step in (10, 20):
+        flip_a_bit(folder_of(root, step))
+    found, complaints = latest_good(root)
+    assert found is None
+    assert len(complaints) == 2
+    assert latest_good(root / "nowhere") == (None, [])
+
+
+def test_a_newer_schema_is_the_users_to_mend(root: Path) -> None:
+    """It is not damage: an older checkpoint must not silently serve."""
+    edit_manifest(folder_of(root, 20), schema=99)
+    with pytest.raises(UserError, match="checkpoint schema 99 is newer than this version's 1"):
+        latest_good(root)
+
+
+def test_leftovers_of_a_kill_are_ignored(root: Path) -> None:
+    """Killed while writing, and while deleting."""
+    shutil.copytree(folder_of(root, 20), root / ".step-00000030.tmp")
+    (root / ".step-00000030.tmp" / "manifest.json").unlink()
+    shutil.copytree(folder_of(root, 10), root / ".step-00000005.old")
+    assert steps_in(root) == [10, 20]
+    assert latest_good(root)[0].step == 20  # type: ignore[union-attr]
+    save(root, 30, boxes(30), {})
+    assert latest_good(root)[0].step == 30  # type: ignore[union-attr]
+    assert not (root / ".step-00000030.tmp").exists()
+
+
+def test_a_failed_save_leaves_the_others(root: Path) -> None:
+    def torn() -> Any:
+        yield boxes(30)[0]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        save(root, 30, torn(), {})
+    assert steps_in(root) == [10, 20]
+    assert latest_good(root)[0].step == 20  # type: ignore[union-attr]
+
+
+def test_a_step_can_be_saved_again(root: Path) -> None:
+    save(root, 20, boxes(99), {"optimizer_steps": 21})
+    checkpoint = Checkpoint(folder_of(root, 20))
+    assert checkpoint.extra == {"optimizer_steps": 21}
+    assert same(checkpoint.box("exp_avg", boxes()[3].piece), boxes(99)[3].values)
+
+
+def test_prune(root: Path) -> None:
+    for step in (30, 40, 50):
+        save(root, step, boxes(step), {})
+    prune(root, 2, always=(20, 35))
+    assert steps_in(root) == [20, 40, 50]
+    assert not [entry for entry in root.iterdir() if entry.name.startswith(".")]
+    prune(root, 2, always=(20,))
+    assert steps_in(root) == [20, 40, 50]
+
+
+def test_other_things_in_the_folder_are_not_checkpoints(root: Path) -> None:
+    (root / "step-7").mkdir()
+    (root / "notes.txt").write_text("hello")
+    assert steps_in(root) == [10, 20]
