@@ -87,8 +87,11 @@ def load_yaml(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in _chain:
         raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in (*_chain, resolved))}")
+    parents = [parents] if isinstance(parents, str) else parents
+    if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
+        raise UserError(f"{path}: extends ({parents!r}): a file name or a list of file names is expected")
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = merge(merged, load_yaml(find_config(parent, path.parent), (*_chain, resolved)))
     return merge(merged, content)
 
@@ -97,7 +100,7 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[s
     """Apply ``a.b=value`` strings, values read as YAML, onto a dictionary."""
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not key:
+        if not separator or not all(key.split(".")):
             raise UserError(f"override {override!r}: write key=value, for example training.steps=100")
         value: Any = parse_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import DataConfig, TrainStream, prepare
+from ..data import DataConfig, prepare
+from ..data.loader import TrainStream
 from .cases import Case
 from .plain import Transformer
 

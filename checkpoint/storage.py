@@ -67,6 +67,7 @@ def save(root: Path, step: int, boxes: Iterable[Box], extra: dict[str, Any]) -> 
     if rank == 0:
         manifest = {"schema": SCHEMA, "step": step, "extra": extra, "shards": [s for s in gathered if s["boxes"]]}
         write_atomically(beside / "manifest.json", json.dumps(manifest))
+        # Only a damaged checkpoint is ever in the way: a good one of this step would have been resumed from.
         shutil.rmtree(folder_of(root, step), ignore_errors=True)
         beside.rename(folder_of(root, step))
         sync_folder(root)
@@ -118,16 +119,16 @@ class Checkpoint:
         self.folder = folder
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError) as error:
-            raise BadCheckpoint(f"{folder}: manifest.json cannot be read: {error}") from None
-        if manifest["schema"] > SCHEMA:
-            raise UserError(f"{folder}: checkpoint schema {manifest['schema']} is newer than this version's {SCHEMA}")
-        self.step: int = manifest["step"]
-        self.extra: dict[str, Any] = manifest["extra"]
+            schema, self.step, self.extra = int(manifest["schema"]), int(manifest["step"]), dict(manifest["extra"])
+            shards = [(shard, list(shard["boxes"])) for shard in manifest["shards"]] if schema <= SCHEMA else []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadCheckpoint(f"{folder}: manifest.json is missing or not one of ours: {error!r}") from None
+        if schema > SCHEMA:
+            raise UserError(f"{folder}: checkpoint schema {schema} is newer than this version's {SCHEMA}")
         self._boxes: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for shard in manifest["shards"]:
+        for shard, boxes in shards:
             self._verify(shard)
-            for box in shard["boxes"]:
+            for box in boxes:
                 self._boxes.setdefault(box["key"].rsplit("@", 1)[0], []).append((shard["file"], box))
         self._open: dict[str, Any] = {}
 

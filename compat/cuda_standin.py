@@ -8,6 +8,8 @@ Each replacement below names who calls the original. tests/compat/test_cuda_stan
 """
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -27,6 +29,9 @@ def install() -> bool:
     if torch.cuda.is_available():
         return False
     if not _installed:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
+        # Megatron says at import which CUDA packages it lacks: nothing that anybody could do something about here.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
         _replace_devices()
         _replace_generators()
         _replace_schedule_factories()
@@ -40,14 +45,13 @@ def _replace_devices() -> None:
     # pipeline communication waits for the device after receiving.
     torch.cuda.synchronize = lambda device=None: None
     # LanguageModule moves the tied embedding to the device before its first reduction.
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[assignment, method-assign]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
 def _replace_generators() -> None:
     # model_parallel_cuda_manual_seed and the tracker keep one state for each kind of random number; on CPU the
     # states are those of the one CPU generator.
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
-    torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
     torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
 
     import megatron.core.tensor_parallel.random as megatron_random

@@ -1,19 +1,18 @@
-"""Text to training samples: corpora, tokenizer, prepared token files, a fixed order of samples, held-out windows."""
+"""Text to training samples: corpora, tokenizer, prepared token files, a fixed order of samples, held-out windows.
+
+What needs torch (`data.loader`) is imported from there, so that planning a study does not wait for it.
+"""
 
 from .config import DataConfig, DomainConfig, TokenizerConfig
-from .loader import HeldOut, TrainStream, held_out_sequences
 from .prepare import PreparedData, prepare
 from .tokenizer import Tokenizer, vocabulary_size
 
 __all__ = [
     "DataConfig",
     "DomainConfig",
-    "HeldOut",
     "PreparedData",
     "Tokenizer",
     "TokenizerConfig",
-    "TrainStream",
-    "held_out_sequences",
     "prepare",
     "vocabulary_size",
 ]

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 
-class DomainConfig(BaseModel, frozen=True, extra="forbid"):
+class DomainConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """One source of text. Exactly one of ``source``, ``files`` and ``indexed``."""
 
     source: Literal["stdlib"] | None = Field(None, description="built in: Python's standard library and topics")
@@ -23,14 +23,14 @@ class DomainConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class TokenizerConfig(BaseModel, frozen=True, extra="forbid"):
+class TokenizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A sentencepiece model: given, or trained on the corpus."""
 
     model: str | None = Field(None, description="an existing sentencepiece model file")
     vocab: int = Field(1024, ge=300, le=65_536, description="vocabulary when it is trained here (bytes included)")
 
 
-class DataConfig(BaseModel, frozen=True, extra="forbid"):
+class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What is read, how it is split, and in which order it comes."""
 
     path: str | None = Field(None, description="folder for prepared data; default: data/ in the user's cache")

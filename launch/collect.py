@@ -44,12 +44,11 @@ def collect(folder: StudyFolder) -> Collected:
         UserError: no study there, no run of it has started, or a record is damaged.
     """
     study, runs = folder.open()
-    records = {run.name: read_record(folder.run(run.name)) for run in runs if _started(folder, run)}
-    if not any(record.headers for record in records.values()):
+    read = {run.name: read_record(folder.run(run.name)) for run in runs if (folder.run(run.name) / RECORD).is_file()}
+    records = {name: record for name, record in read.items() if record.headers}
+    points = [point for run in runs if (point := _point(folder, run, records.get(run.name))) is not None]
+    if not points:
         raise UserError(f"{folder.path}: no run of the study {study.name} has started yet; start them with study run")
-    points = [
-        _point(folder, run, records[run.name]) for run in runs if run.name in records and records[run.name].headers
-    ]
     write_points(folder.points, points)
     fits, warnings = _fits(study, points)
     folder.fits.mkdir(exist_ok=True)
@@ -63,7 +62,7 @@ def collect(folder: StudyFolder) -> Collected:
 
 def provenance(collected: Collected) -> dict[str, str]:
     """What the points rest on: versions, data, and the rules that the study file states."""
-    headers = [record.headers[-1] for record in collected.records.values() if record.headers]
+    headers = [record.headers[-1] for record in collected.records.values()]
 
     def distinct(key: str) -> str:
         return ", ".join(sorted({str(header[key]) for header in headers}))
@@ -78,16 +77,17 @@ def provenance(collected: Collected) -> dict[str, str]:
     }
 
 
-def _started(folder: StudyFolder, run: PlannedRun) -> bool:
-    return (folder.run(run.name) / RECORD).is_file()
-
-
-def _point(folder: StudyFolder, run: PlannedRun, record: Record) -> Point:
-    point = point_from_record(record, run.name, run.family)
+def _point(folder: StudyFolder, run: PlannedRun, record: Record | None) -> Point | None:
+    """A run's point; None if it never started. A run that was killed, or that failed before its first line, could not
+    say so in its record: whoever saw it die wrote its status.
+    """
     status = read_status(folder.run(run.name))
-    if point.state == "running" and status is not None and status.state in ("failed", "preempted"):
-        # A run that was killed could not end its record; whoever saw it die wrote the status.
-        return replace(point, state=status.state, why=status.reason or "")
+    ended = status if status is not None and status.state in ("failed", "preempted") else None
+    if record is None:
+        return Point(run.name, run.family, ended.state, ended.reason or "") if ended else None
+    point = point_from_record(record, run.name, run.family)
+    if point.state == "running" and ended is not None:
+        return replace(point, state=ended.state, why=ended.reason or "")
     return point
 
 

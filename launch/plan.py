@@ -13,6 +13,7 @@ from ..base.progress import duration, memory, short
 from ..models.counts import count_parameters, flops_per_token
 from ..training.budget import cost_of, steps_of, tokens_per_step
 from ..training.config import RunConfig
+from ..training.schedule import check_schedule
 from .environment import cores
 
 # Below so many steps a run is mostly warm-up, and its loss says little about its budget.
@@ -111,6 +112,7 @@ class _Vocabularies:
 def _row(family: str, config: RunConfig, vocab: int, world: int) -> PlanRow:
     topology = config.check_layout(world)
     steps = steps_of(config, vocab)
+    check_schedule(config, steps)
     tokens = steps * tokens_per_step(config)
     counts = count_parameters(config.model, config.moe, vocab)
     flops = flops_per_token(config.model, config.moe, vocab, config.training.seq)

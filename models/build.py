@@ -1,5 +1,6 @@
 """A GPT from Megatron-core's own parts: its model, its layer spec, with our norm, core attention and MoE layer."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..moe.bind_deepspeed import DeepSpeedExperts
@@ -54,7 +55,6 @@ def build_model(
     dtype: str,
     groups: Groups,
     recompute: str = "none",
-    micro_batches: int = 1,
 ) -> GPT:
     """This rank's part of the model, parameters not yet drawn (see models/initialise.py).
 
@@ -62,6 +62,8 @@ def build_model(
         vocab: pieces of the tokenizer; the model's vocabulary is padded as the configuration says.
         seq: longest sequence.
     """
+    # A spec's mlp that is none of Megatron's own classes makes it log a line for each layer.
+    logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     config = _megatron_config(model, moe, dtype, groups, recompute)
     model_parallel_cuda_manual_seed(0)  # the tracker's states must exist; nothing of ours draws from them
     gpt = GPT(
@@ -155,6 +157,7 @@ def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
     return spec
 
 
-def mixture_layers_of(gpt: nn.Module) -> list[tuple[int, MixtureLayer]]:
+def mixture_layers_of(gpt: GPT) -> list[tuple[int, MixtureLayer]]:
     """(global layer index, mixture) of this rank's mixtures, in order."""
-    return [(layer.layer_number - 1, layer.mlp) for layer in gpt.decoder.layers if isinstance(layer.mlp, MixtureLayer)]
+    layers: Any = gpt.decoder.layers
+    return [(layer.layer_number - 1, layer.mlp) for layer in layers if isinstance(layer.mlp, MixtureLayer)]

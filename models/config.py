@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 from .shapes import SHAPES
 
 
-class ModelConfig(BaseModel, frozen=True, extra="forbid"):
+class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU.
 
     ``shape`` names a rung of the ladder in models/shapes.py; keys given beside it win over the rung's.
@@ -52,6 +52,8 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
                 content["head_dim"] = width // heads
             if content.get("ffn") is None:
                 content["ffn"] = 4 * width
+        else:  # complain of width and heads alone, not of what follows from them
+            content = {"kv_heads": 1, "head_dim": 2, "ffn": 8, **{k: v for k, v in content.items() if v is not None}}
         return content
 
     @model_validator(mode="after")

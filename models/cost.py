@@ -65,9 +65,7 @@ def state_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, dtype: st
     return int(replicated + owned * 16)
 
 
-def activation_bytes(
-    model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology
-) -> int:
+def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology) -> int:
     """What forward keeps for backward, at its peak (the loss), bytes."""
     size = 2 if work.dtype == "bf16" else 4
     tokens = work.micro_batch * work.seq

@@ -30,11 +30,10 @@ class _TokenLosses(torch.autograd.Function):
         first = 0 if group is None else dist.get_rank(group) * logits_TV.shape[1]
         real = min(max(real_vocab - first, 0), logits_TV.shape[1])
         local_T = labels_T - first
-        mine_T = None if group is None else (local_T >= 0) & (local_T < real)
-        if mine_T is not None:
-            local_T = local_T.masked_fill(~mine_T, 0)
+        mine_T = (local_T >= 0) & (local_T < real)  # all of them, where all columns are here
+        local_T = local_T.masked_fill(~mine_T, 0)
         logp_TV = torch.log_softmax(logits_TV[:, :real], dim=-1, dtype=torch.float32)
-        loss_T = -logp_TV.gather(1, local_T.unsqueeze(1)).squeeze(1) if real else logits_TV.new_zeros(len(labels_T))
+        loss_T = -logp_TV.gather(1, local_T.unsqueeze(1)).squeeze(1) if real else logp_TV.new_zeros(len(labels_T))
         shift_T = None
         if group is not None:
             # log-partition of this rank's columns, recovered from any one of them (-inf where there are none)
@@ -42,7 +41,7 @@ class _TokenLosses(torch.autograd.Function):
             parts_RT = [torch.empty_like(part_T) for _ in range(dist.get_world_size(group))]
             dist.all_gather(parts_RT, part_T.contiguous(), group=group)
             shift_T = part_T - torch.logsumexp(torch.stack(parts_RT), dim=0)
-            loss_T = torch.where(mine_T, loss_T - shift_T, 0.0)
+            loss_T = (loss_T - shift_T).masked_fill(~mine_T, 0.0)
             dist.all_reduce(loss_T, group=group)
         ctx.save_for_backward(logp_TV, local_T, shift_T, mine_T)
         ctx.columns, ctx.dtype = logits_TV.shape[1], logits_TV.dtype

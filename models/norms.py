@@ -13,7 +13,7 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019, eq. 4), one gain for each feature.
 
     Megatron's own wrapper refuses sequence parallelism, which only needs the gain's gradient summed over tensor
-    ranks; models/roles.py says so.
+    ranks; parallel/roles.py says which.
     """
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **unused: Any):

@@ -1,7 +1,8 @@
-"""The ladder of model shapes, from about 50 k to beyond 100 B non-embedding parameters.
+"""The ladder of model shapes, from 8 thousand to 200 billion non-embedding parameters.
 
 Small rungs follow what two CPU cores can train in minutes; from 125M on they follow the shapes that GPT-3
-(Brown et al. 2020, table 2.1) made common, with grouped-query attention from 7B on.
+(Brown et al. 2020, table 2.1) made common, with grouped-query attention from 7B on. Their names are
+GPT-3's; a SwiGLU layer four times as wide as the model has a third matrix, so that they hold up to a quarter more.
 """
 
 from dataclasses import asdict, dataclass

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 WIDTH_MULTIPLE = 8
 
 
-class MoEConfig(BaseModel, frozen=True, extra="forbid"):
+class MoEConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which layers are mixtures, of what, and how tokens find their experts."""
 
     experts: int = Field(ge=1, description="routed experts E of a layer")
@@ -52,7 +52,10 @@ class MoEConfig(BaseModel, frozen=True, extra="forbid"):
                 said = f"moe.expert_width ({self.expert_width})"
                 advice = f"{nearest[0]} or {nearest[1]}"
             else:
-                said = f"moe.granularity ({self.granularity:g}) with model.width ({width}) gives experts of width {wanted:g}, which"
+                said = (
+                    f"moe.granularity ({self.granularity:g}) with model.width ({width}) gives experts of width "
+                    f"{wanted:g}, which"
+                )
                 advice = " or ".join(f"moe.expert_width={n} (granularity {4 * width / n:g})" for n in nearest)
             raise ValueError(f"{said} must be a multiple of {WIDTH_MULTIPLE}; try {advice}")
         return int(wanted)

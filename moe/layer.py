@@ -35,7 +35,8 @@ class MoELayer(nn.Module):
         batch_first: input is ``[B, S, D]`` instead of Megatron's ``[S, B, D]``.
 
     After each forward pass with gradients ``statistics`` holds the sums of moe/statistics.py since `take_statistics`.
-    Passes without gradients (evaluation, the first pass of recomputation) leave it alone.
+    Passes without gradients leave it alone: evaluation, and the first pass of Megatron's recomputation (or of torch's
+    with ``use_reentrant=True``; without reentry both passes have gradients and both count).
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
-class ParallelConfig(BaseModel, frozen=True, extra="forbid"):
+class ParallelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How a run is laid out over ranks. None of it may change what is computed.
 
     The data-parallel size is not a key: it is what remains of the world.
@@ -18,7 +18,7 @@ class ParallelConfig(BaseModel, frozen=True, extra="forbid"):
     exchange: Literal["torch"] = Field("torch", description="all-to-all backend")
 
 
-class RuntimeConfig(BaseModel, frozen=True, extra="forbid"):
+class RuntimeConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How this machine is used; never part of the scientific hash."""
 
     threads: int | None = Field(None, ge=1, description="torch threads a rank; default: cores / local ranks")

@@ -81,7 +81,7 @@ class Engine:
         dtype = self.parameters[0].dtype
         if dtype == torch.bfloat16:
             for parameter in self.parameters:
-                parameter.grad_dtype = torch.float32  # type: ignore[attr-defined]
+                parameter.grad_dtype = torch.float32
         deepspeed_logger.setLevel(logging.ERROR)
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -96,7 +96,7 @@ class Engine:
 
     # ------------------------------------------------------------------ gradients
     def reduce(self) -> None:
-        """Turn the gradients of this rank's micro-batches into those of the global batch, where this rank needs them."""
+        """Turn the gradients of this rank's micro-batches into those of the global batch, for what it updates."""
         gradients = {p: p.grad for p in self.parameters if p.grad is not None}
         self.sum_inside_replica(gradients)
         self._engine.set_gradient_accumulation_boundary(True)

@@ -37,7 +37,8 @@ class Place:
         missing = [name for name in _VARIABLES if name not in given]
         if missing:
             raise UserError(
-                f"the environment gives {', '.join(given)} but not {', '.join(missing)}; start with torchrun, or unset them"
+                f"the environment gives {', '.join(given)} but not {', '.join(missing)}; start with torchrun, or unset "
+                "them"
             )
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return cls(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]), local_world)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from moescale.models.config import ModelConfig
 from moescale.moe import MoEConfig
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import moescale
 import pytest
+
+import moescale
 
 ROOT = Path(moescale.__file__).parent
 PACKAGE = "moescale"

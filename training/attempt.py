@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -65,14 +66,13 @@ class Attempt:
 
     def _choose(self) -> tuple[Checkpoint | None, list[str]]:
         """Rank 0 chooses the checkpoint, so that all ranks go on from the same step."""
-        choice: list[object] = [None, []]
+        choice: list[Any] = [None, []]
         if self.groups.rank == 0:
             checkpoint, complaints = latest_good(self.folder / "checkpoints")
             choice = [None if checkpoint is None else checkpoint.step, complaints]
         if self.groups.topology.world > 1:
             dist.broadcast_object_list(choice)
         step, complaints = choice
-        assert isinstance(complaints, list)
         if isinstance(step, int):
             return Checkpoint(folder_of(self.folder / "checkpoints", step)), complaints
         parent = self.config.schedule.parent

@@ -41,30 +41,29 @@ class StepBatch:
 class Batches:
     """Cuts the fixed order of samples into this rank's micro-batches."""
 
-    def __init__(self, stream: TrainStream, groups: Groups, batch: int, micro_batch: int):
-        self.stream, self.groups = stream, groups
-        self.batch, self.micro_batch = batch, micro_batch
+    def __init__(self, stream: TrainStream, groups: Groups, batch: int):
+        self.stream, self.groups, self.batch = stream, groups, batch
         self.data = groups.topology.data
-        self.count = batch // (micro_batch * self.data)
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
-    def samples_of(self, step: int, micro: int) -> range:
-        """Global sample numbers of one micro-batch of this rank."""
+    def samples_of(self, step: int, number: int, micro_batch: int) -> range:
+        """Global sample numbers of this rank's ``number``-th micro-batch."""
         rank = self.groups.topology.data_rank(self.groups.rank)
-        first = step * self.batch + (micro * self.data + rank) * self.micro_batch
-        return range(first, first + self.micro_batch)
+        first = step * self.batch + (number * self.data + rank) * micro_batch
+        return range(first, first + micro_batch)
 
-    def step(self, step: int) -> StepBatch:
-        """Everything that this rank computes in step ``step`` (from 0)."""
+    def step(self, step: int, micro_batch: int) -> StepBatch:
+        """Everything that this rank computes in step ``step`` (from 0), ``micro_batch`` sequences at a time."""
         micro_batches = []
-        for micro in range(self.count):
-            tokens, labels, mask = self.stream.samples(self.samples_of(step, micro))
+        count = self.batch // (micro_batch * self.data)
+        for number in range(count):
+            tokens, labels, mask = self.stream.samples(self.samples_of(step, number, micro_batch))
             micro_batches.append(MicroBatch(tokens.to(self.device), labels.to(self.device), mask.to(self.device)))
         real = torch.stack([m.mask.sum() for m in micro_batches]).sum().double()
         if self.data > 1:
             dist.all_reduce(real, group=self.groups.data)
         total = real.item()
-        return StepBatch(micro_batches, total, max(total, 1.0) / (self.data * self.count))
+        return StepBatch(micro_batches, total, max(total, 1.0) / (self.data * count))
 
 
 def small_batches(batch: StepBatch, parts: int) -> Iterator[list[MicroBatch]]:

@@ -1,5 +1,6 @@
 """RunConfig: one run, composed of the sections that the lower folders own, cross-checked here."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,7 +20,7 @@ from ..parallel.topology import Topology
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
 
 
-class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
+class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """AdamW (Loshchilov & Hutter 2019). Weight decay acts on matrices, not on norm gains."""
 
     impl: Literal["auto", "torch", "apex"] = "auto"
@@ -30,14 +31,14 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
 
 
-class Parent(BaseModel, frozen=True, extra="forbid"):
+class Parent(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The trunk that a decay branch starts from."""
 
     run: str = Field(description="folder of the trunk run")
     step: int = Field(ge=1, description="a branch step that the trunk kept a checkpoint of")
 
 
-class ScheduleConfig(BaseModel, frozen=True, extra="forbid"):
+class ScheduleConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Learning rate over steps.
 
     ``wsd`` (warm-up, stable, decay) runs can branch: a trunk with ``branches`` keeps a checkpoint where the decay
@@ -64,7 +65,7 @@ class ScheduleConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
+class TrainingConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Batch, budget, precision, seed. Exactly one of ``tokens``, ``flops`` and ``steps``."""
 
     seq: int = Field(ge=2, description="tokens in a sequence")
@@ -89,7 +90,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class NoiseConfig(BaseModel, frozen=True, extra="forbid"):
+class NoiseConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The gradient noise scale (McCandlish et al. 2018, appendix A.1)."""
 
     every: int = Field(0, ge=0, description="steps between measurements; 0: never")
@@ -98,7 +99,7 @@ class NoiseConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class EvalConfig(BaseModel, frozen=True, extra="forbid"):
+class EvalConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Evaluation on held-out documents and domains; always once at the end."""
 
     every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
@@ -106,13 +107,13 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
     sequences: int = Field(256, ge=1, description="at most so many held-out sequences of each domain")
 
 
-class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
+class LoggingConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What is written beside the record."""
 
     tensorboard: bool = True
 
 
-class RunConfig(BaseModel, frozen=True, extra="forbid"):
+class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """One run."""
 
     name: str = Field("run", min_length=1, max_length=200)
@@ -176,12 +177,13 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         _check_batch_on(self, topology)
         return topology
 
-    def micro_batch(self, topology: Topology) -> int:
-        """Sequences a rank computes at once: as given, else what the noise scale's small batch leaves of the share."""
-        if self.training.micro_batch is not None:
-            return self.training.micro_batch
-        smallest = self.small_batch if self.noise.every else self.training.batch
-        return max(smallest // topology.data, 1)
+    def micro_batch(self, topology: Topology, *, for_noise: bool = False) -> int:
+        """Sequences a rank computes at once: as given, or all of its share.
+
+        On steps that measure the noise scale, small batches are computed apart, so it must divide their share too.
+        """
+        micro = self.training.micro_batch or self.training.batch // topology.data
+        return math.gcd(micro, self.small_batch // topology.data) if for_noise else micro
 
     @property
     def scientific_hash(self) -> str:
@@ -232,13 +234,13 @@ def _check_batch_on(config: RunConfig, topology: Topology) -> None:
     micro = config.micro_batch(topology)
     if batch % (micro * data):
         raise UserError(
-            f"training.micro_batch ({micro}) times the data-parallel size ({data}) must divide training.batch ({batch}); "
-            f"try micro_batch {_divisors(batch // data)}"
+            f"training.micro_batch ({micro}) times the data-parallel size ({data}) must divide training.batch "
+            f"({batch}); try micro_batch {_divisors(batch // data)}"
         )
-    if config.noise.every and config.small_batch % (micro * data):
+    if config.noise.every and config.small_batch % data:
         raise UserError(
-            f"noise.small_batch ({config.small_batch}) must be a multiple of training.micro_batch ({micro}) times the "
-            f"data-parallel size ({data})"
+            f"noise.small_batch ({config.small_batch}) must be a multiple of the data-parallel size ({data} of "
+            f"{topology.world} ranks)"
         )
 
 

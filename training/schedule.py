@@ -2,6 +2,7 @@
 
 import math
 
+from ..base.errors import UserError
 from .config import RunConfig, ScheduleConfig
 
 
@@ -13,6 +14,30 @@ def warmup_steps(schedule: ScheduleConfig, steps: int) -> int:
 def decay_start(schedule: ScheduleConfig, steps: int) -> int:
     """The step after which a ``wsd`` run of ``steps`` begins to decay; a branch of that length starts there."""
     return steps - max(round(schedule.decay * steps), 1)
+
+
+def check_schedule(config: RunConfig, steps: int) -> None:
+    """Refuse a schedule that a run of ``steps`` cannot follow.
+
+    Raises:
+        UserError: warm-up without an end, a decay that begins inside it, a branch that the trunk never reaches.
+    """
+    schedule = config.schedule
+    warmup = warmup_steps(schedule, steps)
+    if warmup >= steps:
+        raise UserError(
+            f"schedule.warmup ({schedule.warmup:g}) is {warmup} of {steps} steps: the peak is never reached; lower it"
+        )
+    if schedule.kind != "wsd":
+        return
+    for total in (steps, *schedule.branches):
+        if decay_start(schedule, total) < max(warmup, 1):
+            raise UserError(
+                f"schedule.decay ({schedule.decay:g}) begins after step {decay_start(schedule, total)} of {total}, "
+                f"inside the warm-up ({warmup} steps); lower one of them"
+            )
+        if total > steps:
+            raise UserError(f"schedule.branches ({total}) is longer than its trunk ({steps} steps); lengthen the trunk")
 
 
 def learning_rate(config: RunConfig, step: int, steps: int) -> float:

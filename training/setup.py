@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoint.state import LogicalState
-from ..data import HeldOut, PreparedData, TrainStream, held_out_sequences, prepare
+from ..data import PreparedData, prepare
+from ..data.loader import HeldOut, TrainStream, held_out_sequences
 from ..models.build import GPT, build_model
 from ..models.initialise import initialise
 from ..models.names import NameMap
@@ -16,6 +17,7 @@ from .budget import steps_of
 from .config import RunConfig
 from .optimizer import make_optimizer
 from .passes import Passes
+from .schedule import check_schedule
 
 
 @dataclass
@@ -38,6 +40,8 @@ def build(config: RunConfig, groups: Groups) -> Setup:
     """Prepare data, build the model with its initial parameters, and its engine."""
     data = prepare(config.data)
     training = config.training
+    steps = steps_of(config, data.vocab_size)
+    check_schedule(config, steps)
     gpt = build_model(
         config.model,
         config.moe,
@@ -57,7 +61,6 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         config.parallel.zero,
     )
     stream = TrainStream(data, config.data, training.seq, training.seed)
-    micro_batch = config.micro_batch(groups.topology)
     return Setup(
         config=config,
         groups=groups,
@@ -65,10 +68,10 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         gpt=gpt,
         engine=engine,
         state=LogicalState(engine, entries),
-        batches=Batches(stream, groups, training.batch, micro_batch),
+        batches=Batches(stream, groups, training.batch),
         passes=Passes(gpt, training.seq),
         held_out=_held_out(config, data),
-        steps=steps_of(config, data.vocab_size),
+        steps=steps,
     )
 
 

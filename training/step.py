@@ -37,7 +37,7 @@ class StepResult:
 
 def take_step(setup: Setup, step: int, lr: float, *, measure_noise: bool, stop_asked: bool) -> StepResult:
     """Optimizer step ``step`` (from 0). A step with a non-finite loss or gradient changes no parameter."""
-    batch = setup.batches.step(step)
+    batch = setup.batches.step(step, setup.config.micro_batch(setup.groups.topology, for_noise=measure_noise))
     engine = setup.engine
     if measure_noise:
         parts = setup.config.training.batch // setup.config.small_batch

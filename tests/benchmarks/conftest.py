@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import moescale
 import pytest
+
+import moescale
 from moescale.data import DataConfig, DomainConfig
 
 

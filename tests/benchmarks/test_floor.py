@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from moescale.benchmarks.cases import CASES, Case
 from moescale.benchmarks.floor import Floor, products
 

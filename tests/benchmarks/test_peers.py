@@ -1,12 +1,13 @@
 """What is compared is the same computation: equal parameters, and equal losses from equal weights."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
+
 from moescale.benchmarks.cases import CASES, Case
-from moescale.benchmarks.ours import WholeStep
+from moescale.benchmarks.ours import run_config
 from moescale.benchmarks.peers import HuggingFace, Plain
 from moescale.data import DataConfig
 from moescale.models.counts import count_parameters
@@ -20,19 +21,10 @@ def _data(config: DataConfig, case: Case) -> dict[str, object]:
     return config.model_copy(update={"tokenizer": tokenizer}).model_dump(mode="json")
 
 
-@pytest.fixture
-def ours(own_sources: DataConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeStep]:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    stepper = WholeStep(asdict(TINY), _data(own_sources, TINY))
-    yield stepper
-    stepper.close()
-
-
-def _copy_weights(ours: WholeStep, plain: Plain) -> None:
+def _copy_weights(ours: Any, plain: Plain) -> None:
     logical = {
         piece.name: piece.read(entry.parameter.detach())
-        for entry in ours.setup.state.entries.values()
+        for entry in ours.state.entries.values()
         for piece in entry.pieces
     }
     with torch.no_grad():
@@ -48,11 +40,14 @@ def _copy_weights(ours: WholeStep, plain: Plain) -> None:
             layer.down.weight.copy_(of["ffn.down"])
 
 
-def test_the_plain_transformer_computes_what_ours_does(ours: WholeStep, own_sources: DataConfig) -> None:
+def test_the_plain_transformer_computes_what_ours_does(one_rank: Any, own_sources: DataConfig) -> None:
+    from moescale.training.setup import build
+
+    ours = build(run_config(TINY, _data(own_sources, TINY)), one_rank)
     plain = Plain(asdict(TINY), _data(own_sources, TINY))
     _copy_weights(ours, plain)
-    batch = ours.setup.batches.step(0)
-    expected = ours.setup.passes.evaluate(batch.micro_batches).item() / batch.real_tokens
+    batch = ours.batches.step(0, micro_batch=TINY.batch)
+    expected = ours.passes.evaluate(batch.micro_batches).item() / batch.real_tokens
     (micro,) = batch.micro_batches
     assert plain.loss(micro.tokens, micro.labels).item() == pytest.approx(expected, rel=1e-6)
     tokens, labels = next(plain._batches)

@@ -4,19 +4,13 @@ import json
 import math
 
 import pytest
+
 from moescale.base.errors import UserError
 from moescale.benchmarks.child import Child
 from moescale.benchmarks.run import run
 from moescale.data import DataConfig
 
 ALLOCATORS = {"default": {}}
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured processes are worlds of one, whatever launched the tests."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def test_tiny_gives_a_row_for_each_implementation(own_sources: DataConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from moescale.checkpoint.state import PARTS, LogicalState
 from moescale.checkpoint.storage import Checkpoint, folder_of, save
 

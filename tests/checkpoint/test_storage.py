@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from moescale.base.errors import UserError
 from moescale.checkpoint.state import Box
 from moescale.checkpoint.storage import BadCheckpoint, Checkpoint, folder_of, latest_good, prune, save, steps_in
 from moescale.models.names import Piece
-from torch import Tensor
 
 
 def boxes(seed: int = 0) -> list[Box]:

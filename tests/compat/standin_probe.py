@@ -59,6 +59,7 @@ def train_one_step(groups: Any) -> None:
     calls around sending and the tied embedding."""
     import megatron.core.tensor_parallel.random as random
     from megatron.core.pipeline_parallel import get_forward_backward_func
+
     from moescale.models.build import build_model
     from moescale.models.config import ModelConfig
     from moescale.models.initialise import initialise

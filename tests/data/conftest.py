@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from moescale.data import DataConfig, DomainConfig, PreparedData, Tokenizer, TokenizerConfig, prepare
 from moescale.data.tokenizer import train_tokenizer
 

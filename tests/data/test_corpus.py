@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from moescale.base.config import load_yaml, validate
 from moescale.base.errors import UserError
 from moescale.data import DataConfig, DomainConfig

@@ -1,8 +1,10 @@
 import pytest
 import torch
+
 from moescale.base.errors import UserError
-from moescale.data import PreparedData, held_out_sequences
+from moescale.data import PreparedData
 from moescale.data.indexed import open_indexed
+from moescale.data.loader import held_out_sequences
 
 SEQ = 16
 

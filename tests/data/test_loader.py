@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from moescale.base.errors import UserError
-from moescale.data import DataConfig, PreparedData, TrainStream
-from moescale.data.loader import _epoch_seed
+from moescale.data import DataConfig, PreparedData
+from moescale.data.loader import TrainStream, _epoch_seed
 
 SEQ = 16
 
@@ -121,7 +122,8 @@ RANK = """
 import hashlib, sys, time
 from pathlib import Path
 import torch
-from moescale.data import DataConfig, TrainStream, held_out_sequences, prepare
+from moescale.data import DataConfig, prepare
+from moescale.data.loader import TrainStream, held_out_sequences
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 config = DataConfig.model_validate_json(Path(sys.argv[3]).read_text())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+
 from moescale.base.config import validate
 from moescale.base.errors import UserError
 from moescale.data import DataConfig, DomainConfig, PreparedData, TokenizerConfig, prepare

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from moescale.base.errors import UserError
 from moescale.data import DataConfig, DomainConfig, TokenizerConfig, prepare
 from moescale.data.cache import read_manifest

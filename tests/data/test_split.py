@@ -4,6 +4,7 @@ from collections import defaultdict
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moescale.data.config import DomainConfig
 from moescale.data.corpus import documents
 from moescale.data.split import LARGEST_SHARE, held_out_documents

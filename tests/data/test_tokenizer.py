@@ -4,6 +4,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moescale.base.errors import UserError
 from moescale.data import DataConfig, DomainConfig, PreparedData, Tokenizer, TokenizerConfig, vocabulary_size
 from moescale.data.tokenizer import _LONGEST, train_tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
 from moescale.launch import cli
 from moescale.launch.environment import ALLOCATOR
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moescale.base.errors import UserError
 from moescale.launch.condition import parse_condition
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moescale.base.config import validate
 from moescale.base.errors import UserError
 from moescale.launch.expansion import expand, number

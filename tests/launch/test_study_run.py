@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from moescale.scaling.record import read_record
 from moescale.training.status import read_status
 

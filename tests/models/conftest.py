@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from moescale.models.config import ModelConfig
 from moescale.moe import MoEConfig
-from torch import Tensor, nn
 
 VOCAB = 100  # padded to 128
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from moescale.models.config import ModelConfig
 from moescale.models.counts import count_parameters, flops_per_token, mixture_layers
 from moescale.models.shapes import SHAPES
 from moescale.moe import MoEConfig
-from torch.utils.flop_counter import FlopCounterMode
 
 VOCAB, SEQ = 100, 16
 

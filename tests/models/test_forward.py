@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from moescale.models.config import ModelConfig
 from moescale.moe import MoEConfig
-from torch import Tensor
 
 
 def assert_close(found: Tensor, expected: Tensor, name: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moescale.models.config import ModelConfig
 from moescale.models.initialise import BLOCK_ROWS, draw_box, initialise
 from moescale.models.names import Piece

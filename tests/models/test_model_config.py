@@ -1,6 +1,7 @@
 """The ``model`` section: what it derives, and errors that name field, value and alternative."""
 
 import pytest
+
 from moescale.base.config import validate
 from moescale.base.errors import UserError
 from moescale.models.config import ModelConfig

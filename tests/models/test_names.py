@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from moescale.models.config import ModelConfig
 from moescale.moe import MoEConfig
-from torch import nn
 
 
 def expected_shapes(model: ModelConfig, moe: MoEConfig | None) -> dict[str, tuple[int, ...]]:

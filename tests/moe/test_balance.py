@@ -5,9 +5,10 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from moescale.moe.balance import TokenGrid, load_balance_loss, visits_by_sequence, z_loss_sum
 from moescale.moe.router import Routing, TopKRouter
-from torch import Tensor
 
 
 def route(logits_TE: Tensor, active: int, score: str = "softmax") -> Routing:

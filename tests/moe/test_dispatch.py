@@ -3,9 +3,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from moescale.moe.dispatch import Assignment, combine, permute
 from moescale.moe.experts import GroupedExperts
-from torch import Tensor
 
 
 @st.composite

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from moescale.moe import MoEConfig, MoELayer
 from torch import Tensor
+
+from moescale.moe import MoEConfig, MoELayer
 
 D, E = 16, 8
 CONFIG = MoEConfig(experts=E, active=2, expert_width=8, shared=1)

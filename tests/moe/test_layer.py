@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from moescale.moe import MoEConfig, MoELayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from moescale.moe import MoEConfig, MoELayer
 
 Make = Callable[..., MoELayer]
 S, B, D = 7, 3, 16

@@ -1,6 +1,7 @@
 """The ``moe`` section: what it derives and how it refuses."""
 
 import pytest
+
 from moescale.base.config import validate
 from moescale.base.errors import UserError
 from moescale.moe import MoEConfig

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from moescale.moe import MoEConfig, MoELayer
 
 transformers = pytest.importorskip("transformers")

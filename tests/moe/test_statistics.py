@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from moescale.moe import MoEConfig
 from moescale.moe.statistics import mean_losses, summarise
 

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moescale.base.errors import UserError
 from moescale.parallel.config import ParallelConfig
 from moescale.parallel.roles import Role

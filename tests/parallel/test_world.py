@@ -1,6 +1,7 @@
 """Where a process finds itself among the ranks."""
 
 import pytest
+
 from moescale.base.errors import UserError
 from moescale.parallel.world import Place
 

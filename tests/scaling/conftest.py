@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from moescale.scaling.points import Point, point_from_record
 from moescale.scaling.record import Record, RecordWriter, read_record
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize as scipy_minimize
+
 from moescale.base.errors import UserError
 from moescale.scaling.fit import Fit, fit
 from moescale.scaling.laws import LAWS, Law
 from moescale.scaling.solver import huber, minimise
-from scipy.optimize import minimize as scipy_minimize
 
 TRUE: dict[str, dict[str, float]] = {
     "chinchilla": {"E": 1.5, "A": 40, "alpha": 0.35, "B": 120, "beta": 0.3},

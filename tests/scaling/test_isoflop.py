@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from moescale.scaling.fit import fit
 from moescale.scaling.isoflop import (
     Profile,

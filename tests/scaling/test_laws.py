@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from moescale.base.errors import UserError
 from moescale.scaling.laws import LAWS, Law, chinchilla_optimum, law_named, power
 

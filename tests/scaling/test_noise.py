@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moescale.scaling.noise import NoiseEstimate, average, estimate
 
 DIMENSION, SMALL, BIG = 40, 64, 512

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moescale.base.errors import UserError
 from moescale.scaling.laws import LAWS
 from moescale.scaling.points import Point, point_from_record, read_points, variables_of, write_points

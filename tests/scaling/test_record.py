@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from moescale.base.errors import UserError
 from moescale.scaling.record import RecordWriter, encode_line, read_record, same
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+
 from moescale.scaling.fit import fit
 from moescale.scaling.laws import LAWS
 from moescale.scaling.points import Point, variables_of

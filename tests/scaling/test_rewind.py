@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moescale.base.errors import UserError
 from moescale.scaling.record import RecordWriter, read_record, rewind
 

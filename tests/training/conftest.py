@@ -10,7 +10,27 @@ from typing import Any
 
 import pytest
 
-WORDS = "the model reads a token and sends it to an expert that knows what to do with such tokens".split()
+WORDS = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "token",
+    "and",
+    "sends",
+    "it",
+    "to",
+    "an",
+    "expert",
+    "that",
+    "knows",
+    "what",
+    "to",
+    "do",
+    "with",
+    "such",
+    "tokens",
+]
 
 
 @pytest.fixture(scope="session")

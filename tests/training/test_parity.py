@@ -15,14 +15,24 @@ from typing import Any
 
 import pytest
 import torch
+
 from moescale.base.config import validate
-from moescale.data import TrainStream, prepare
+from moescale.data import prepare
+from moescale.data.loader import TrainStream
 from moescale.models.initialise import _std, draw_box
 from moescale.models.names import Piece
 from moescale.training.config import RunConfig
 
 STEPS = 2
-MIXTURE = {"experts": 4, "active": 2, "expert_width": 24, "aux_loss": 0.05, "z_loss": 0.01, "shared": 1, "first_dense": 1}
+MIXTURE = {
+    "experts": 4,
+    "active": 2,
+    "expert_width": 24,
+    "aux_loss": 0.05,
+    "z_loss": 0.01,
+    "shared": 1,
+    "first_dense": 1,
+}
 ODD = {"experts": 6, "active": 3, "expert_width": 16, "aux_loss": 0.05, "z_loss": 0.01, "score": "softmax_normalized"}
 NOISE = {"every": 1, "small_batch": 4}
 
@@ -102,9 +112,7 @@ class Reference:
         """(mean loss, mean load-balance loss, mean z-loss, gradients) of a batch."""
         tokens, labels, _ = self.stream.samples(samples)
         moe = self.config.moe
-        losses, aux, z_sum = self.gpt.reference_losses(
-            self.tensors, self.config.model, moe, self.vocab, tokens, labels
-        )
+        losses, aux, z_sum = self.gpt.reference_losses(self.tensors, self.config.model, moe, self.vocab, tokens, labels)
         loss = losses.mean()
         aux_sum, z_mean = sum(aux), sum(z_sum) / losses.numel()
         total = loss if moe is None else loss + moe.aux_loss * aux_sum + moe.z_loss * z_mean
@@ -197,9 +205,7 @@ def test_layout_does_not_change_the_result(
 def check_noise(found: Any, reference: Reference, samples: range, config: RunConfig, gradients: Any) -> None:
     """B_simple's parts from small-batch gradients of the plain model (McCandlish et al. 2018, A.1)."""
     small, seq = config.small_batch, config.training.seq
-    parts = [
-        reference.gradients(samples[first : first + small])[3] for first in range(0, config.training.batch, small)
-    ]
+    parts = [reference.gradients(samples[first : first + small])[3] for first in range(0, config.training.batch, small)]
     b_small, b_big = small * seq, config.training.batch * seq
     for kind, wanted in (("all", lambda n: True), ("dense", lambda n: not is_expert(n)), ("expert", is_expert)):
         if found[kind] is None:
@@ -219,7 +225,12 @@ def check_state(ranks: list[Any], reference: Reference, config: RunConfig) -> No
     states = [r["state"] for r in ranks]
     moments = {n: reference.optimizer.state[t] for n, t in reference.tensors.items()}
     for part in ("exp_avg", "exp_avg_sq"):
-        assert_close(assembled(states, part), {n: s[part] for n, s in moments.items()}, 2e-5 if config.optimizer.eps > 1e-8 else 1e-3, part)
+        assert_close(
+            assembled(states, part),
+            {n: s[part] for n, s in moments.items()},
+            2e-5 if config.optimizer.eps > 1e-8 else 1e-3,
+            part,
+        )
     masters = assembled(states, "master")
     for name, tensor in reference.tensors.items():
         error = (masters[name].double() - tensor).abs().max().item()

@@ -1,0 +1,284 @@
+"""Whole runs in processes of their own: ending, stopping, resuming, killing, branching, two ranks."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moescale.scaling.record import Record, read_record, same
+from moescale.training.status import read_status
+
+Starter = Callable[[Path, Path], "Run"]
+MIXTURE = {"experts": 4, "active": 2, "expert_width": 24}
+STEPS = 40
+
+
+@pytest.fixture
+def write_config(small_run: Any, tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str = "run", **changes: Any) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        content = small_run(name=name, **{"checkpoint": {"every": 5}, "eval": {"every": 10, "sequences": 8}, **changes})
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+class Run:
+    """A forked run: what `subprocess.Popen` is for a started one."""
+
+    def __init__(self, server: "Server", config: Path, folder: Path, log: Path):
+        self._server, self._log = server, log
+        self.pid = server.ask({"start": [str(config), str(folder), str(log)]})
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            self.code = self._server.ask({"poll": self.pid})
+        return self.code
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 120) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < deadline, f"still running after {timeout} s:\n{self.output()}"
+            time.sleep(0.01)
+        assert self.code is not None
+        return self.code
+
+    def output(self) -> str:
+        return self._log.read_text()[-3000:] if self._log.exists() else ""
+
+
+class Server:
+    """The warm process of run_server.py."""
+
+    def __init__(self, script: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._read() == {"ready": True}
+
+    def ask(self, command: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Any:
+        """The next line that is an answer; libraries print others."""
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            with contextlib.suppress(ValueError):
+                return json.loads(line)
+        raise AssertionError("the server has ended")
+
+
+@pytest.fixture(scope="module")
+def server(here: Path) -> Iterator[Server]:
+    started = Server(here / "run_server.py")
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+@pytest.fixture
+def begin(server: Server, tmp_path: Path) -> Starter:
+    return lambda config, folder: Run(server, config, folder, tmp_path / f"{folder.name}.log")
+
+
+def finish(run: Run, code: int = 0) -> str:
+    assert run.wait() == code, run.output()
+    return run.output()
+
+
+def lines_in(folder: Path) -> int:
+    record = folder / "record.jsonl"
+    return record.read_bytes().count(b"\n") if record.exists() else 0
+
+
+def wait_for_steps(process: "Run", folder: Path, more: int) -> None:
+    """Until the record has ``more`` lines more, or the process has ended."""
+    before = lines_in(folder)
+    while process.poll() is None and lines_in(folder) < before + more:
+        time.sleep(0.005)
+
+
+def strict(folder: Path) -> Record:
+    return read_record(folder, strict=True)
+
+
+def test_a_run_ends_in_a_whole_record(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    config = write_config(moe=MIXTURE, noise={"every": 2, "small_batch": 4})
+    finish(begin(config, tmp_path / "out"))
+    record, status = strict(tmp_path / "out"), read_status(tmp_path / "out")
+    assert [line["step"] for line in record.steps] == [1, 2, 3, 4]
+    assert [line["noise"] is not None for line in record.steps] == [False, True, False, True]
+    assert {line["domain"] for line in record.evals} == {"words", "held_out"}
+    assert record.end is not None
+    assert record.end["state"] == "done"
+    assert status is not None
+    assert (status.state, status.step, status.steps_total, status.attempt) == ("done", 4, 4, 1)
+    assert json.loads((tmp_path / "out/environment.json").read_text())["deepspeed"].startswith("0.19")
+    untouched = (tmp_path / "out/record.jsonl").read_bytes()
+    finish(begin(config, tmp_path / "out"))  # done is done
+    assert (tmp_path / "out/record.jsonl").read_bytes() == untouched
+
+
+def test_another_run_in_the_folder_is_refused(
+    write_config: Callable[..., Path], begin: Starter, tmp_path: Path
+) -> None:
+    finish(begin(write_config("first"), tmp_path / "out"))
+    output = finish(begin(write_config("second", optimizer={"lr": 0.5}), tmp_path / "out"), code=2)
+    assert "holds another run" in output
+    assert "Traceback" not in output
+
+
+def test_a_diverging_run_fails_with_a_reason(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    config = write_config(optimizer={"lr": 1e30, "clip": 0}, training={"steps": 20})
+    finish(begin(config, tmp_path / "out"), code=1)
+    status = read_status(tmp_path / "out")
+    assert status is not None
+    assert status.state == "failed"
+    assert "diverged" in str(status.reason)
+
+
+@pytest.fixture
+def undisturbed(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> tuple[Path, Record]:
+    config = write_config(moe=MIXTURE, training={"steps": STEPS}, noise={"every": 7, "small_batch": 4})
+    finish(begin(config, tmp_path / "undisturbed"))
+    return config, strict(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, "file"])
+def test_stop_saves_and_the_next_start_goes_on(
+    how: Any, undisturbed: tuple[Path, Record], begin: Starter, tmp_path: Path
+) -> None:
+    config, whole = undisturbed
+    folder = tmp_path / "stopped"
+    process = begin(config, folder)
+    wait_for_steps(process, folder, 8)
+    if how == "file":
+        (folder / "stop").touch()
+    else:
+        process.signal(how)
+    finish(process, code=75)
+    status = read_status(folder)
+    assert status is not None
+    assert status.state == "preempted"
+    finish(begin(config, folder))
+    assert same(whole, strict(folder)) == []
+
+
+def kill_and_restart(config: Path, folder: Path, begin: Starter, kills: int, seed: int) -> None:
+    """SIGKILL at random moments, imports and start-up included, and start again each time."""
+    generator = random.Random(seed)
+    done = 0
+    while done < kills:
+        process = begin(config, folder)
+        if generator.random() < 0.2:
+            time.sleep(generator.uniform(0, 1))
+        else:
+            wait_for_steps(process, folder, generator.randint(1, 9))
+            time.sleep(generator.uniform(0, 0.03))
+        if process.poll() is not None:
+            assert process.poll() == 0, process.output()
+            (folder / "status.json").unlink()  # finished before its time: let it find its end again
+        else:
+            done += 1
+            process.signal(signal.SIGKILL)
+        process.wait()
+    finish(begin(config, folder))
+
+
+def test_killed_three_times(undisturbed: tuple[Path, Record], begin: Starter, tmp_path: Path) -> None:
+    config, whole = undisturbed
+    kill_and_restart(config, tmp_path / "killed", begin, kills=3, seed=1)
+    assert same(whole, strict(tmp_path / "killed")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_twenty_five_times(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    config = write_config(moe=MIXTURE, training={"steps": 200}, noise={"every": 7, "small_batch": 4})
+    finish(begin(config, tmp_path / "undisturbed"))
+    kill_and_restart(config, tmp_path / "killed", begin, kills=25, seed=2)
+    killed = strict(tmp_path / "killed")
+    assert same(strict(tmp_path / "undisturbed"), killed) == []
+    assert len(killed.headers) >= 15
+
+
+def test_damaged_checkpoint_is_passed_over(undisturbed: tuple[Path, Record], begin: Starter, tmp_path: Path) -> None:
+    config, whole = undisturbed
+    folder = tmp_path / "damaged"
+    content = yaml.safe_load(config.read_text())
+    content["checkpoint"]["keep"] = 3
+    config.write_text(yaml.safe_dump(content))
+    process = begin(config, folder)
+    wait_for_steps(process, folder, 25)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    latest = max((folder / "checkpoints").glob("step-*"))
+    shard = next(latest.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    finish(begin(config, folder))
+    record = strict(folder)
+    assert same(whole, record) == []
+    assert any(event["what"] == "damaged checkpoint" and shard.name in event["why"] for event in record.events)
+
+
+def test_a_branch_equals_a_run_of_its_own(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    def wsd(name: str, steps: int, **more: Any) -> Path:
+        schedule = {"kind": "wsd", "warmup": 2, "decay": 0.25, **more}
+        return write_config(name, schedule=schedule, training={"steps": steps}, checkpoint={"every": 0}, eval={})
+
+    finish(begin(wsd("trunk", 16, branches=[8]), tmp_path / "trunk"))
+    finish(begin(wsd("alone", 8), tmp_path / "alone"))
+    parent = {"run": str(tmp_path / "trunk"), "step": 6}
+    finish(begin(wsd("branch", 8, parent=parent), tmp_path / "branch"))
+    alone, branch = strict(tmp_path / "alone"), strict(tmp_path / "branch")
+    assert [line["step"] for line in branch.steps] == [7, 8]
+    assert branch.headers[0]["parent"] == parent
+    for mine, theirs in zip(branch.steps, alone.steps[6:], strict=True):
+        assert (mine["loss"], mine["lr"]) == (theirs["loss"], theirs["lr"])
+
+
+@pytest.mark.distributed
+def test_two_ranks_go_on_where_one_stopped(
+    write_config: Callable[..., Path], begin: Starter, run_ranks: Any, here: Path, tmp_path: Path
+) -> None:
+    """A run may change its layout: the loss goes on as the single process's does."""
+    changes = {"moe": MIXTURE, "training": {"steps": 12}, "checkpoint": {"every": 6}}
+    finish(begin(write_config("alone", **changes), tmp_path / "alone"))
+    whole = strict(tmp_path / "alone")
+    config = write_config("moved", **changes)
+    process = begin(config, tmp_path / "moved")
+    while process.poll() is None and not (tmp_path / "moved/checkpoints/step-00000006").exists():
+        time.sleep(0.005)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    spread = write_config("moved", **changes, parallel={"expert": 2})
+    run_ranks([str(here / "run_worker.py"), str(spread), str(tmp_path / "moved")], 2)
+    moved = strict(tmp_path / "moved")
+    assert moved.headers[-1]["topology"]["expert"] == 2
+    for one, two in zip(whole.steps, moved.steps, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["grad_norm"]["expert"] == pytest.approx(one["grad_norm"]["expert"], rel=1e-3)
