@@ -122,7 +122,7 @@ class Checkpoint:
             schema, self.step, self.extra = int(manifest["schema"]), int(manifest["step"]), dict(manifest["extra"])
             shards = [(shard, list(shard["boxes"])) for shard in manifest["shards"]] if schema <= SCHEMA else []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadCheckpoint(f"{folder}: manifest.json is missing or not one of ours: {error!r}") from None
+            raise BadCheckpoint(f"{folder}: manifest.json cannot be read or is not one of ours: {error!r}") from None
         if schema > SCHEMA:
             raise UserError(f"{folder}: checkpoint schema {schema} is newer than this version's {SCHEMA}")
         self._boxes: dict[str, list[tuple[str, dict[str, Any]]]] = {}

@@ -97,9 +97,9 @@ def test_sections_that_contradict_each_other(change: dict[str, Any], said: str) 
             r"try micro_batch 1, 2, 4",
         ),
         (
-            {"noise": {"every": 1, "small_batch": 2}, "training": {"micro_batch": 2}},
+            {"noise": {"every": 1, "small_batch": 1}},
             2,
-            r"noise.small_batch \(2\) must be a multiple of training.micro_batch \(2\) times the data-parallel size",
+            r"noise.small_batch \(1\) must be a multiple of the data-parallel size \(2 of 2 ranks\)",
         ),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, 6, r"= 4 must divide the number of ranks \(6\)"),
     ],
@@ -120,8 +120,9 @@ def test_micro_batches_and_small_batches() -> None:
     assert run().micro_batch(run().check_layout(2)) == 4
     measured = run({"noise": {"every": 1}, "training": {"batch": 16}})
     assert measured.small_batch == 2
-    assert measured.micro_batch(measured.check_layout(1)) == 2
-    assert measured.micro_batch(measured.check_layout(2)) == 1
+    one, two = measured.check_layout(1), measured.check_layout(2)
+    assert (measured.micro_batch(one), measured.micro_batch(one, for_noise=True)) == (16, 2)
+    assert (measured.micro_batch(two), measured.micro_batch(two, for_noise=True)) == (8, 1)
     assert run({"training": {"batch": 6}}).small_batch == 1
     assert run({"training": {"batch": 20}}).small_batch == 2
     assert run({"noise": {"small_batch": 4}}).small_batch == 4
