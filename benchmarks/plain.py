@@ -41,9 +41,7 @@ class Layer(nn.Module):
         qkv = self.qkv(self.attention_norm(x_BSD)).view(batch, seq, 3, self.heads, width // self.heads)
         q_BHSd, k_BHSd, v_BHSd = qkv.permute(2, 0, 3, 1, 4)
         q_BHSd, k_BHSd = _rotate(q_BHSd, cosine, sine), _rotate(k_BHSd, cosine, sine)
-        mixed_BHSd = F.scaled_dot_product_attention(
-            q_BHSd, k_BHSd.to(q_BHSd.dtype), v_BHSd.to(q_BHSd.dtype), is_causal=True
-        )
+        mixed_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, is_causal=True)
         x_BSD = x_BSD + self.o(mixed_BHSd.transpose(1, 2).reshape(batch, seq, width))
         gate, up = self.gate_up(self.ffn_norm(x_BSD)).chunk(2, dim=-1)
         return x_BSD + self.down(F.silu(gate) * up)

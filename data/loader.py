@@ -183,11 +183,12 @@ class HeldOut:
 
 
 def held_out_sequences(prepared: PreparedData, domain: str, seq: int, limit: int) -> HeldOut:
-    """The first ``limit`` windows of ``seq`` tokens over a domain's held-out documents.
+    """At most ``limit`` windows of ``seq`` tokens, spread evenly over a domain's held-out documents.
 
-    The documents stand one after the other in the order of their hash; windows follow each other without overlap
-    and may cross documents. Each token but the very first is a label once; the last window is padded with masked
-    ends of documents.
+    The documents stand one after the other in the order of their hash; windows lie next to each other without
+    overlap and may cross documents; of more than ``limit`` every n-th is taken, so that a few large documents do not
+    stand for all. Each token but the very first is a label of one window; the last is padded with masked ends of
+    documents.
 
     Raises:
         UserError: the domain has no held-out documents.
@@ -200,21 +201,32 @@ def held_out_sequences(prepared: PreparedData, domain: str, seq: int, limit: int
             f"eval.domains ({domain}): the prepared data holds nothing out for it; set data.held_out above 0"
         )
     sequences = IndexedDataset(part.prefix)
-    found: list[np.ndarray] = []
-    missing = limit * seq + 1
-    for document in part.order:
-        if missing <= 0:
-            break
-        found.append(sequences.get(document)[:missing].astype(np.int64))
-        missing -= len(found[-1])
-    text = np.concatenate(found)
-    n_tokens = len(text) - 1
-    padded = np.full(-(-n_tokens // seq) * seq + 1, prepared.tokenizer.eod, dtype=np.int64)
-    padded[: len(text)] = text
+    ends = np.cumsum(sequences.sequence_lengths[part.order].astype(np.int64))
+    windows = -(-(int(ends[-1]) - 1) // seq)
+    chosen = np.arange(min(windows, limit)) * windows // min(windows, limit)
+    text_NS = np.full((len(chosen), seq + 1), prepared.tokenizer.eod, dtype=np.int64)
+    counted_NS = np.zeros((len(chosen), seq), dtype=bool)
+    for row, window in enumerate(chosen):
+        tokens = _span(sequences, part.order, ends, int(window) * seq, seq + 1)
+        text_NS[row, : len(tokens)] = tokens
+        counted_NS[row, : len(tokens) - 1] = True
+    labels_NS = text_NS[:, 1:]
     return HeldOut(
-        tokens_NS=torch.from_numpy(padded[:-1].reshape(-1, seq).copy()),
-        labels_NS=torch.from_numpy(padded[1:].reshape(-1, seq).copy()),
-        mask_NS=(torch.arange(len(padded) - 1) < n_tokens).float().reshape(-1, seq),
-        n_bytes=int(prepared.tokenizer.piece_sizes[text[1:]].sum()),
-        n_tokens=n_tokens,
+        tokens_NS=torch.from_numpy(text_NS[:, :-1].copy()),
+        labels_NS=torch.from_numpy(labels_NS.copy()),
+        mask_NS=torch.from_numpy(counted_NS).float(),
+        n_bytes=int(prepared.tokenizer.piece_sizes[labels_NS[counted_NS]].sum()),
+        n_tokens=int(counted_NS.sum()),
     )
+
+
+def _span(sequences: Any, order: np.ndarray, ends: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Up to ``count`` tokens from place ``first`` of the documents ``order`` laid end to end; ``ends`` [documents]."""
+    found: list[np.ndarray] = []
+    document = int(np.searchsorted(ends, first, side="right"))
+    while count > 0 and document < len(order):
+        begin = first - (int(ends[document - 1]) if document else 0)
+        tokens = sequences.get(order[document])[begin : begin + count]
+        found.append(tokens)
+        first, count, document = first + len(tokens), count - len(tokens), document + 1
+    return np.concatenate(found)

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from ..base.errors import EXIT_BAD_INPUT, UserError
-from . import cli_fit, cli_study, cli_train
+from . import cli_bench, cli_fit, cli_study, cli_train
 
 app = typer.Typer(
     name="moescale",
@@ -19,6 +19,7 @@ app = typer.Typer(
 cli_train.register(app)
 cli_study.register(app)
 cli_fit.register(app)
+cli_bench.register(app)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..base.config import apply_overrides, load_yaml, validate
+from ..base.config import apply_overrides, load_yaml, merge, validate
 from ..base.errors import UserError
 from ..base.files import digest
 from ..checkpoint.config import CheckpointConfig
@@ -16,6 +16,7 @@ from ..moe.config import MoEConfig
 from ..parallel.config import ParallelConfig, RuntimeConfig
 from ..parallel.topology import Topology
 
+BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
 
@@ -82,7 +83,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [key for key in ("tokens", "flops", "steps") if getattr(self, key) is not None]
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
                 f"training: give exactly one of tokens, flops, steps (given: {', '.join(given) or 'none'})"
@@ -240,7 +241,7 @@ def _check_batch_on(config: RunConfig, topology: Topology) -> None:
     if config.noise.every and config.small_batch % data:
         raise UserError(
             f"noise.small_batch ({config.small_batch}) must be a multiple of the data-parallel size ({data} of "
-            f"{topology.world} ranks)"
+            f"{topology.world} ranks); try noise.small_batch={data}"
         )
 
 
@@ -250,6 +251,11 @@ def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         UserError: anything wrong with the file or the overrides.
     """
-    content: dict[str, Any] = apply_overrides(load_yaml(path), overrides or [])
+    content = load_yaml(path)
+    overrides = overrides or []
+    if any(override.startswith(tuple(f"training.{key}=" for key in BUDGETS)) for override in overrides):
+        # A budget on the command line takes the place of the file's, whichever of the three that is.
+        content = merge(content, {"training": dict.fromkeys(BUDGETS)})
+    content = apply_overrides(content, overrides)
     content.setdefault("name", Path(path).stem)
     return validate(RunConfig, content, str(path))
