@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
+_ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES")  # how glibc is told
 LAST_WORDS = 3000  # characters of a failed child's messages that are shown
 
 
@@ -45,7 +46,7 @@ class Child:
     def __init__(self, factory: str, payload: Mapping[str, Any], threads: int, environment: Mapping[str, str]):
         self._name = factory
         self._messages = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
         # -P: the working directory may hold folders named like packages
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, factory, json.dumps(payload), str(threads)],
