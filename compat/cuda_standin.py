@@ -40,7 +40,7 @@ def install() -> bool:
 
 
 def _replace_devices() -> None:
-    # layers, mappings, rotary embedding and pipeline communication allocate on the current device.
+    # tensor-parallel layers, mappings and pipeline communication allocate on the current device.
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
     # pipeline communication waits for the device after receiving.
     torch.cuda.synchronize = lambda device=None: None

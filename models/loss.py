@@ -43,17 +43,21 @@ class _TokenLosses(torch.autograd.Function):
             shift_T = part_T - torch.logsumexp(torch.stack(parts_RT), dim=0)
             loss_T = (loss_T - shift_T).masked_fill(~mine_T, 0.0)
             dist.all_reduce(loss_T, group=group)
-        ctx.save_for_backward(logp_TV, local_T, shift_T, mine_T)
+        ctx.save_for_backward(local_T, shift_T, mine_T)
+        ctx.logp_TV = logp_TV  # turned into the gradient in place: the backward pass can run once
         ctx.columns, ctx.dtype = logits_TV.shape[1], logits_TV.dtype
         return loss_T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        logp_TV, local_T, shift_T, mine_T = ctx.saved_tensors
+        local_T, shift_T, mine_T = ctx.saved_tensors
+        logp_TV, ctx.logp_TV = ctx.logp_TV, None
+        if logp_TV is None:
+            raise RuntimeError("the gradient of the token losses can be taken only once")
         gradient_T1 = gradients[0].unsqueeze(1)
         if shift_T is not None:
-            logp_TV = logp_TV + shift_T.unsqueeze(1)
-        grad_TV = torch.exp(logp_TV).mul_(gradient_T1)
+            logp_TV += shift_T.unsqueeze(1)
+        grad_TV = logp_TV.exp_().mul_(gradient_T1)
         if logp_TV.shape[1]:
             own_T1 = gradient_T1 if mine_T is None else gradient_T1 * mine_T.unsqueeze(1)
             grad_TV.scatter_add_(1, local_T.unsqueeze(1), -own_T1)

@@ -10,7 +10,7 @@ from ..parallel.exchange import Exchange, LocalExchange
 from .balance import TokenGrid, load_balance_loss, visits_by_sequence, z_loss_sum
 from .config import MoEConfig
 from .dispatch import Assignment, combine, permute
-from .experts import GroupedExperts, SharedExperts
+from .experts import GroupedExperts, SharedExperts, row_multiple
 from .router import Routing, TopKRouter
 from .statistics import statistics_vector
 
@@ -84,13 +84,11 @@ class MoELayer(nn.Module):
         return MoEOutput(y_TD.view_as(x), self._losses(routing, grid))
 
     def _mix(self, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        assignment = Assignment.build(index_TK, self.config.experts)
+        here = self.exchange.size == 1
+        assignment = Assignment.build(index_TK, self.config.experts, row_multiple(x_TD) if here else 1)
         rows_RD = permute(x_TD, assignment)
-        if self.exchange.size == 1:
-            done_RD = self.experts(rows_RD, assignment.counts_E)
-        else:
-            done_RD = self._experts_elsewhere(rows_RD, assignment.counts_E)
-        return combine(done_RD, weight_TK, assignment)
+        apply = self.experts if here else self._experts_elsewhere
+        return combine(apply(rows_RD, assignment.counts_E), weight_TK, assignment)
 
     def _experts_elsewhere(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
         """Rows to the ranks of their experts, through the experts, and back in the same order."""
@@ -98,12 +96,14 @@ class MoELayer(nn.Module):
         received_PE = self.exchange.counts(sent_PE)
         sent, received = sent_PE.sum(dim=1).tolist(), received_PE.sum(dim=1).tolist()
         arrived = self.exchange.rows(rows_RD, sent, received)
-        # Rows arrive ordered by (peer, expert) and are needed by (expert, peer): a permutation with K = 1.
+        # Rows arrive ordered by (peer, expert) and are needed by (expert, peer): an assignment with K = 1.
         local = self.experts.w_in.shape[0]
         expert_of_row = torch.arange(local, device=counts_E.device).repeat(self.exchange.size)
-        regroup = Assignment.build(expert_of_row.repeat_interleave(received_PE.flatten()).unsqueeze(-1), local)
+        index_R1 = expert_of_row.repeat_interleave(received_PE.flatten()).unsqueeze(-1)
+        regroup = Assignment.build(index_R1, local, row_multiple(arrived))
         done = self.experts(permute(arrived, regroup), regroup.counts_E)
-        return self.exchange.rows(_undo(done, regroup), received, sent)
+        back = combine(done, torch.ones(index_R1.shape, device=done.device), regroup)
+        return self.exchange.rows(back, received, sent)
 
     def _losses(self, routing: Routing, grid: TokenGrid) -> Tensor:
         visits_BE = visits_by_sequence(routing, grid)
@@ -123,12 +123,6 @@ class MoELayer(nn.Module):
             raise RuntimeError("no forward pass with gradients since the statistics were last taken")
         vector, self.statistics = self.statistics, None
         return vector
-
-
-def _undo(rows_RD: Tensor, regroup: Assignment) -> Tensor:
-    """Inverse of `permute` for K = 1."""
-    inverse = Assignment(regroup.counts_E, regroup.row_TK.squeeze(-1), regroup.token_R.unsqueeze(-1))
-    return permute(rows_RD, inverse)
 
 
 def _tokens_in_all(routing: Routing, grid: TokenGrid) -> Tensor | int:

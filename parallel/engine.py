@@ -91,6 +91,8 @@ class Engine:
         )
         if zero:
             self._engine.optimizer.check_grad_overflow = False  # non-finite losses are the loop's business
+        experts = any(role.expert for role in roles.values())
+        self._is_only_replica = groups.topology.data == 1 and (not experts or groups.topology.expert_data == 1)
         self._sum_over_tensor = [p for p, role in roles.items() if role.tensor_summed]
         self._tied = [p for p, role in roles.items() if role.tied_copy]
 
@@ -100,7 +102,27 @@ class Engine:
         gradients = {p: p.grad for p in self.parameters if p.grad is not None}
         self.sum_inside_replica(gradients)
         self._engine.set_gradient_accumulation_boundary(True)
-        self._engine.allreduce_gradients()
+        if self.zero and self._is_only_replica:
+            self._hand_over()
+        else:
+            self._engine.allreduce_gradients()
+
+    def _hand_over(self) -> None:
+        """What the reduction comes to where every parameter has one replica: gradients stay as they are.
+
+        DeepSpeed would flatten, divide by one, reduce over one rank and copy back: a tenth of a small model's step.
+        """
+        optimizer = self._engine.optimizer
+        for index, members in enumerate(optimizer.params_in_partition):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
+            padding = optimizer.partition_size[index] - sum(p.numel() for p in members)
+            if padding:
+                filler: Any = torch.zeros(padding, dtype=gradients[0].dtype, device=gradients[0].device)
+                filler._zero_padding = True  # DeepSpeed's own marker
+                gradients.append(filler)
+            optimizer.averaged_gradients[index] = gradients
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def sum_inside_replica(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Sums that make one data-parallel replica whole: over tensor ranks, and over a tied embedding's copies."""

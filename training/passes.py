@@ -30,7 +30,8 @@ class Passes:
         Returns:
             Summed token loss of this rank's micro-batches, float32 scalar; 0 except on the last pipeline stage.
         """
-        self.gpt.train()
+        if not self.gpt.training:  # setting it walks over every module
+            self.gpt.train()
         sums = self._run(micro_batches, denominator, forward_only=False)
         return torch.stack(sums).sum() if sums else self._nothing()
 

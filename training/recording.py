@@ -25,6 +25,7 @@ from .status import State, write_status
 from .step import StepResult
 
 STATUS_EVERY = 1.0  # seconds between rewrites of status.json while running
+BOARD_EVERY = 0.2  # seconds between TensorBoard's points: curves for the eye; the record has every step
 
 
 def environment() -> dict[str, Any]:
@@ -220,9 +221,13 @@ class _Board:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
+        self._written = 0.0
         self._writer = EventFileWriter(str(folder))
 
     def step(self, step: int, result: StepResult, lr: float, tokens_per_second: float) -> None:
+        if result.noise is None and time.monotonic() - self._written < BOARD_EVERY:
+            return
+        self._written = time.monotonic()
         scalars = {
             "loss": result.loss,
             "grad_norm": result.squares.total**0.5,

@@ -13,7 +13,8 @@ import json, os, sys
 from moescale.launch.environment import restart_with_allocator_settings
 print(os.getpid())
 restart_with_allocator_settings()
-print(json.dumps([os.getpid(), sys.argv[1:], {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}]))
+settings = {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "GLIBC_"))}
+print(json.dumps([os.getpid(), sys.argv[1:], settings]))
 """
 
 

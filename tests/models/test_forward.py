@@ -110,9 +110,9 @@ def test_recomputation_changes_nothing(build: Callable[..., Any], make_batch: Ca
 
 
 def test_an_attention_mask_is_refused() -> None:
-    from moescale.models.attention import CausalAttention
+    from moescale.models.attention import RotaryCausalAttention
 
-    attention = CausalAttention(None, 1, None, "self")
+    attention = RotaryCausalAttention(None, 1, None, "self", base=10_000)
     q = torch.zeros(2, 1, 1, 8)
     with pytest.raises(ValueError, match="attention mask cannot be given"):
         attention(q, q, q, torch.ones(2, 2, dtype=torch.bool))
