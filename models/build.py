@@ -20,6 +20,7 @@ from ..moe.config import MoEConfig
 from ..parallel.groups import Groups
 from .attention import RotaryCausalAttention
 from .config import ModelConfig
+from .feed_forward import SwiGLU
 from .loss import token_losses
 from .norms import FullRMSNorm, RMSNorm
 
@@ -162,6 +163,7 @@ def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.mlp.module = SwiGLU
     attention = spec.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=RotaryCausalAttention, params={"base": model.rope_base})
     attention.q_layernorm = attention.k_layernorm = None

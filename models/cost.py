@@ -72,8 +72,8 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
     query, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     # Residual and normed input twice; q, k, v before and after rotation; attention output.
     common = 4 * model.width + 3 * query + 5 * keys
-    # Gate and up, SiLU, Megatron's copy of up, their product, and what the allocator holds beside: measured.
-    dense = 7 * model.ffn
+    # Gate and up, SiLU, their product, and what the allocator holds beside: measured.
+    dense = 6 * model.ffn
     elements = 0.0
     for layer in range(model.layers // topology.pipeline):
         if moe is not None and moe.is_mixture(layer):

@@ -1,5 +1,6 @@
 """Everything a rank needs before its first step, built from a run's configuration."""
 
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,7 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         config.parallel.zero,
     )
     stream = TrainStream(data, config.data, training.seq, training.seed)
+    gc.freeze()  # imports left a million objects that each full collection would walk over again
     return Setup(
         config=config,
         groups=groups,
