@@ -16,7 +16,7 @@ from .counts import count_parameters, flops_per_token, mixture_layers
 
 # Sustained GFLOP/s of one thread by model width, optimizer and bookkeeping included (docs/findings.md).
 _WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 512)
-_GFLOPS = (9.0, 19.0, 28.0, 33.0, 45.0, 52.0, 60.0, 63.0, 65.0)
+_GFLOPS = (5.5, 11.0, 15.0, 20.0, 28.0, 36.0, 48.0, 55.0, 62.0)
 # Fine experts make small products: throughput of a mixture over that of a dense model of the same width.
 _MIXTURE = 0.75
 
