@@ -108,7 +108,7 @@ class LiveTable:
             table.add_column(heading, justify="right")
         shares = []
         for child in running:
-            status, line = read_status(child.job.folder), latest_step(child.job.folder)
+            status, line = read_status(child.job.folder), latest_line(child.job.folder, "step")
             total = status.steps_total if status else 0
             step = line["step"] if line else 0
             shares.append((child, step / total if total else 0.0))
@@ -138,13 +138,14 @@ def _line(outcome: Outcome, progress: Progress) -> str:
         return f"{count}  stopped; the next study run goes on with it"
     if outcome.code != EXIT_DONE:
         return f"{count}  FAILED after {duration(outcome.seconds)}: {outcome.reason}"
-    line = latest_step(outcome.job.folder)
+    # The held-out loss stands in the last eval line; the loss of the last batch alone says little.
+    line = latest_line(outcome.job.folder, "eval")
     loss = line.get("loss") if line else None
     return f"{count}  done" + (f"  loss {loss:.3f}" if loss is not None else "") + f"  {duration(outcome.seconds)}"
 
 
-def latest_step(folder: Path) -> dict[str, Any] | None:
-    """The last whole step line of a run's record, read from the end of the file."""
+def latest_line(folder: Path, kind: str) -> dict[str, Any] | None:
+    """The last whole line of a kind in a run's record, read from the end of the file."""
     try:
         with (folder / RECORD).open("rb") as file:
             size = file.seek(0, 2)
@@ -153,7 +154,7 @@ def latest_step(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     for raw in reversed(lines[:-1]):  # what follows the last newline is being written
-        if raw.startswith(b'{"kind":"step"'):
+        if raw.startswith(f'{{"kind":"{kind}"'.encode()):
             line = json.loads(raw)
             assert isinstance(line, dict)
             return line

@@ -1,4 +1,4 @@
-"""Trains a few steps and prints planned and measured growth of memory, bytes: ``python memory_worker.py CONFIG FOLDER``."""
+"""Prints planned and measured growth of memory after a few steps, bytes: ``memory_worker.py CONFIG FOLDER``."""
 
 import json
 import sys
