@@ -23,7 +23,6 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this")
     tied: bool = Field(True, description="output head shares the embedding")
     qk_norm: Literal["none", "head", "full"] = Field("none", description="RMSNorm of q and k: per head or over all")
-    norm_impl: Literal["auto", "torch", "apex"] = "auto"
     max_seq: int | None = Field(None, ge=1, description="longest sequence; default: training.seq")
     rope_base: int = Field(10_000, ge=1)
     init_std: float | None = Field(None, gt=0, description="std of all matrices; default: 1/sqrt(fan-in)")
