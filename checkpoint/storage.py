@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -90,11 +90,16 @@ def _write_shard(path: Path, boxes: Iterable[Box]) -> dict[str, Any]:
         return {"boxes": []}
     save_file(tensors, path)
     with path.open("rb+") as file:
-        crc = 0
-        while chunk := file.read(1 << 22):
-            crc = zlib.crc32(chunk, crc)
+        crc = _crc32(file)
         os.fsync(file.fileno())
     return {"file": path.name, "bytes": path.stat().st_size, "crc32": crc, "boxes": described}
+
+
+def _crc32(file: BinaryIO) -> int:
+    crc = 0
+    while chunk := file.read(1 << 22):
+        crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def prune(root: Path, keep: int, always: Iterable[int]) -> None:
@@ -134,11 +139,9 @@ class Checkpoint:
 
     def _verify(self, shard: dict[str, Any]) -> None:
         path = self.folder / shard["file"]
-        crc = 0
         try:
             with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    crc = zlib.crc32(chunk, crc)
+                crc = _crc32(file)
         except OSError as error:
             raise BadCheckpoint(f"{path}: {error.strerror}") from None
         if path.stat().st_size != shard["bytes"] or crc != shard["crc32"]:

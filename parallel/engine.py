@@ -114,7 +114,7 @@ class Engine:
         """
         optimizer = self._engine.optimizer
         for index, members in enumerate(optimizer.params_in_partition):
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
+            gradients = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad for p in members]
             padding = optimizer.partition_size[index] - sum(p.numel() for p in members)
             if padding:
                 filler: Any = torch.zeros(padding, dtype=gradients[0].dtype, device=gradients[0].device)

@@ -35,7 +35,7 @@ class SmallBatchGradients:
         if self._mean:
             torch._foreach_add_([self._mean[p] for p in own], list(own.values()))
         else:
-            self._mean = {p: g.clone() for p, g in own.items()}
+            self._mean = own
         whole = {p: g.detach().float() for p, g in gradients.items()}
         if self.engine.groups.topology.world > 1:
             whole = {p: g.clone() for p, g in whole.items()}
