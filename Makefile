@@ -1,6 +1,6 @@
 # From a bare clone with Python 3.11 and nothing else: every target does its own set-up.
 #   make study   set up, run the quickstart study, show its report
-#   make test    set up, run the tests          make smoke   three minutes: lint, types, quick tests, a tiny study
+#   make test    set up, run the tests          make smoke   for every day: lint, types, quick tests, a tiny study
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: study test smoke slow lint bench clean
