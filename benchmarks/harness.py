@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class Row:
     Attributes:
         seconds: median over rounds of a step's mean time.
         spread: (slowest - fastest round) / median: what the machine's mood did.
-        floor_seconds: the same of the matrix products alone; ``ratio`` is seconds over it.
+        floor_seconds: the same of the matrix products alone.
+        ratio: median over rounds of this row's time over the floor's in the same round.
+        to_ours: the same over our implementation's; above 1 is slower than moescale.
         allocator: name of the environment that the process ran in.
     """
 
@@ -52,6 +54,7 @@ class Row:
     spread: float
     floor_seconds: float
     ratio: float
+    to_ours: float
     tokens_per_second: float
     allocator: str
     note: str
@@ -68,7 +71,7 @@ class Report:
         return {"machine": self.machine, "rows": [asdict(row) for row in self.rows]}
 
     def table(self) -> Table:
-        """For a terminal; ``x ours`` above 1 is slower than moescale."""
+        """For a terminal."""
         machine = self.machine
         caption = (
             f"{machine['cpu']}, {machine['cores']} cores, torch {machine['versions'].get('torch')}, load "
@@ -86,7 +89,6 @@ class Report:
             if before is not None and here != before:
                 table.add_section()
             before = here
-            ours = next(r.seconds for r in self.rows if r.impl == OURS and (r.case, r.dtype, r.allocator) == here)
             table.add_row(
                 *here,
                 row.impl,
@@ -95,7 +97,7 @@ class Report:
                 f"{row.spread:.0%}",
                 f"{row.tokens_per_second:,.0f}",
                 f"{row.ratio:.2f}",
-                f"{row.seconds / ours:.2f}",
+                f"{row.to_ours:.2f}",
                 row.note,
             )
         return table
@@ -103,11 +105,25 @@ class Report:
 
 @dataclass(frozen=True)
 class Timing:
-    """What rounds of an implementation showed; ``seconds`` and ``spread`` as in `Row`."""
+    """The mean step time of each round, in seconds, and what the implementation says of itself."""
 
-    seconds: float
-    spread: float
+    rounds: tuple[float, ...]
     note: str
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        return (max(self.rounds) - min(self.rounds)) / self.seconds
+
+    def ratio(self, other: "Timing") -> float:
+        """Median over rounds of this time over the other's.
+
+        Neighbouring turns see the same mood of the machine, so this is steadier than a ratio of medians.
+        """
+        return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 def interleave(children: Mapping[str, Child], rounds: int, seconds: float) -> dict[str, Timing]:
@@ -124,13 +140,7 @@ def interleave(children: Mapping[str, Child], rounds: int, seconds: float) -> di
     for _ in range(rounds):
         for name, child in children.items():
             times[name].append(child.measure(seconds))
-    return {name: _timing(found, notes[name]) for name, found in times.items()}
-
-
-def _timing(times: Iterable[float], note: str) -> Timing:
-    ordered = sorted(times)
-    middle = statistics.median(ordered)
-    return Timing(middle, (ordered[-1] - ordered[0]) / middle, note)
+    return {name: Timing(tuple(found), notes[name]) for name, found in times.items()}
 
 
 def machine() -> dict[str, Any]:

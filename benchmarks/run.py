@@ -19,8 +19,8 @@ def run(
     cases: Sequence[str] | None = None,
     threads: int | None = None,
     data: DataConfig | None = None,
-    rounds: int = 7,
-    seconds: float = 2.0,
+    rounds: int = 15,
+    seconds: float = 1.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Run the benchmark ``name``; nothing is computed in this process.

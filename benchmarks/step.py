@@ -68,7 +68,6 @@ def _case_rows(case: Case, allocator: str, environment: Mapping[str, str], reque
         for child in children.values():
             child.wait_until_built()
         timings = interleave(children, request.rounds, request.seconds)
-    floor = timings[FLOOR].seconds
     for name, timing in timings.items():
         yield Row(
             case=case.name,
@@ -77,8 +76,9 @@ def _case_rows(case: Case, allocator: str, environment: Mapping[str, str], reque
             threads=case.threads,
             seconds=timing.seconds,
             spread=timing.spread,
-            floor_seconds=floor,
-            ratio=timing.seconds / floor,
+            floor_seconds=timings[FLOOR].seconds,
+            ratio=timing.ratio(timings[FLOOR]),
+            to_ours=timing.ratio(timings[OURS]),
             tokens_per_second=case.tokens / timing.seconds,
             allocator=allocator,
             note=timing.note,

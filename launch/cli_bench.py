@@ -21,7 +21,7 @@ def bench(
     allocator: Annotated[
         Literal["tuned", "default", "both"], typer.Option(help="glibc's settings, the same for all rows of a table")
     ] = "tuned",
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each implementation")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each implementation")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
     """Measure ours, its peers and the floor side by side, in turns."""

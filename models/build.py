@@ -1,6 +1,7 @@
 """A GPT from Megatron-core's own parts: its model, its layer spec, with our norm, core attention and MoE layer."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..moe.bind_deepspeed import DeepSpeedExperts
@@ -88,18 +89,20 @@ def build_model(
 
 
 def _use_plain_products(gpt: GPT) -> None:
-    """Let Megatron's parallel linear layers call `F.linear` where nothing is cut.
+    """Let Megatron's parallel linear layers be `F.linear` where nothing is cut and there is no bias.
 
-    Their autograd function overlaps communication with products; without communication only its Python remains, a
+    Their autograd functions overlap communication with products; without communication only their Python remains, a
     tenth of a small model's step.
     """
     for module in gpt.modules():
         if isinstance(module, (ColumnParallelLinear, RowParallelLinear)):
-            module._forward_impl = _plain_product
+            module.forward = partial(_plain_product, module)
 
 
-def _plain_product(input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
-    return F.linear(input, weight, bias)
+def _plain_product(
+    module: nn.Module, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+) -> tuple[Tensor, None]:
+    return F.linear(input_, module.weight if weight is None else weight), None
 
 
 def _megatron_config(

@@ -29,13 +29,15 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, logits_TV: Tensor, labels_T: Tensor, real_vocab: int, group: ProcessGroup | None) -> Tensor:
         first = 0 if group is None else dist.get_rank(group) * logits_TV.shape[1]
         real = min(max(real_vocab - first, 0), logits_TV.shape[1])
-        local_T = labels_T - first
-        mine_T = (local_T >= 0) & (local_T < real)  # all of them, where all columns are here
-        local_T = local_T.masked_fill(~mine_T, 0)
+        local_T, mine_T = labels_T, None
+        if group is not None:
+            local_T = labels_T - first
+            mine_T = (local_T >= 0) & (local_T < real)
+            local_T = local_T.masked_fill(~mine_T, 0)
         logp_TV = torch.log_softmax(logits_TV[:, :real], dim=-1, dtype=torch.float32)
         loss_T = -logp_TV.gather(1, local_T.unsqueeze(1)).squeeze(1) if real else logp_TV.new_zeros(len(labels_T))
         shift_T = None
-        if group is not None:
+        if mine_T is not None:
             # log-partition of this rank's columns, recovered from any one of them (-inf where there are none)
             part_T = logits_TV[:, 0].float() - logp_TV[:, 0] if real else torch.full_like(loss_T, float("-inf"))
             parts_RT = [torch.empty_like(part_T) for _ in range(dist.get_world_size(group))]
