@@ -1,11 +1,20 @@
 """Writing files so that nobody ever sees half of one, and hashing what they hold."""
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+# The disk's refusals, which no program can mend: full, over quota, file too large, read-only, broken.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether the disk refused to write."""
+    return isinstance(error, OSError) and error.errno in _STORAGE
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:

@@ -88,11 +88,23 @@ def _write_shard(path: Path, boxes: Iterable[Box]) -> dict[str, Any]:
         described.append({"key": key, "shape": box.piece.shape, "start": box.piece.start, "extent": box.piece.extent})
     if not tensors:
         return {"boxes": []}
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise _as_os_error(error, path) from error
     with path.open("rb+") as file:
         crc = _crc32(file)
         os.fsync(file.fileno())
     return {"file": path.name, "bytes": path.stat().st_size, "crc32": crc, "boxes": described}
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """The system's own error inside one of safetensors'."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return error
+    number = int(found.group(1))
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _crc32(file: BinaryIO) -> int:

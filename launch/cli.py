@@ -5,7 +5,8 @@ import sys
 
 import typer
 
-from ..base.errors import EXIT_BAD_INPUT, UserError
+from ..base.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+from ..base.files import is_storage_failure
 from . import cli_bench, cli_fit, cli_study, cli_train
 
 app = typer.Typer(
@@ -23,10 +24,19 @@ cli_bench.register(app)
 
 
 def main() -> None:
-    """Entry point: exit code 2 with one message where the input was wrong, 1 with a traceback where we failed."""
+    """Entry point: 2 and one message where the input was wrong, 1 where we failed.
+
+    A failure comes with a traceback, unless it was the disk's.
+    """
+    rank = os.environ.get("RANK", "0")
+    place = "" if rank == "0" else f" (rank {rank})"
     try:
         app()
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
+        print(f"error{place}: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:
+        if not is_storage_failure(error):
+            raise
+        print(f"failed{place}: {error}. What was saved is intact: make room and start again", file=sys.stderr)
+        sys.exit(EXIT_FAILED)

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -200,5 +200,6 @@ def _explain(child: Child, code: int) -> str:
         reason = f"exit code {code}: {said[-1].removeprefix('error: ') if said else 'said nothing'}; see {child.log}"
     step, total = (status.step, status.steps_total) if status else (0, 0)
     attempt = status.attempt if status else 1
-    write_status(child.job.folder, "failed", reason=reason, step=step, steps_total=total, attempt=attempt)
+    with suppress(OSError):  # a full disk must not end the whole study
+        write_status(child.job.folder, "failed", reason=reason, step=step, steps_total=total, attempt=attempt)
     return reason

@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from ..base.files import write_atomically
 from ..compat.cuda_standin import install
 from ..parallel.topology import Topology
 from ..parallel.world import Place, leave, start
+from ..scaling.record import RECORD, read_record
 from .config import RunConfig
 from .status import read_status, write_status
 from .stop import StopRequest
@@ -63,14 +64,25 @@ def _attempt(config: RunConfig, folder: Path, place: Place, topology: Topology, 
         raise
     except Exception as error:
         if place.rank == 0:
-            before = read_status(folder)
-            step, attempt = (before.step, before.attempt) if before else (0, 1)
-            total = before.steps_total if before else 0
-            reason = f"{type(error).__name__}: {error}"
-            write_status(folder, "failed", reason=reason, step=step, steps_total=total, attempt=attempt)
+            _tell_failure(folder, error)
         raise
     finally:
         leave()
+
+
+def _tell_failure(folder: Path, error: Exception) -> None:
+    """Write the reason into the status, unless the disk that failed the run refuses that too."""
+    before = read_status(folder)
+    steps = read_record(folder).steps if (folder / RECORD).exists() else []
+    with suppress(OSError):
+        write_status(
+            folder,
+            "failed",
+            reason=f"{type(error).__name__}: {error}",
+            step=steps[-1]["step"] if steps else 0,
+            steps_total=before.steps_total if before else 0,
+            attempt=before.attempt if before else 1,
+        )
 
 
 def _check_folder(config: RunConfig, folder: Path) -> None:

@@ -33,7 +33,8 @@ def test_tiny_gives_a_row_for_each_implementation(own_sources: DataConfig) -> No
         assert (row["case"], row["dtype"], row["threads"], row["allocator"]) == ("tiny", "fp32", 1, "default")
         assert row["seconds"] > 0
         assert row["floor_seconds"] == rows["floor"]["seconds"]
-        assert math.isclose(row["ratio"], row["seconds"] / row["floor_seconds"])
+        assert row["to_ours"] == 1 or row["impl"] != "moescale"
+        assert row["ratio"] == 1 or row["impl"] != "floor"
         assert math.isclose(row["tokens_per_second"], 512 / row["seconds"])
     assert rows["moescale"]["ratio"] > 1
     assert report.table().row_count == 3

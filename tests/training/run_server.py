@@ -1,11 +1,12 @@
 """A warm process that forks runs, so that tests pay for imports once: ``python run_server.py``.
 
-Reads a line of JSON a command from stdin, answers with a line on stdout. ``{"start": [config, folder, log]}`` ->
-process id; ``{"poll": pid}`` -> exit code (negative: the signal) or null while it runs.
+Reads a line of JSON a command from stdin, answers with a line on stdout. ``{"start": [config, folder, log, bytes]}``
+-> process id, which may write files of at most so many bytes (null: any); ``{"poll": pid}`` -> exit code (negative: the signal) or null while it runs.
 """
 
 import json
 import os
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -18,8 +19,10 @@ from moescale.training.run import train
 from moescale.training.warm import import_all
 
 
-def child(config, folder, log):
+def child(config, folder, log, largest_file):
     """In the forked process: never returns."""
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -18,7 +18,7 @@ import yaml
 from moescale.scaling.record import Record, read_record, same
 from moescale.training.status import read_status
 
-Starter = Callable[[Path, Path], "Run"]
+Starter = Callable[..., "Run"]
 MIXTURE = {"experts": 4, "active": 2, "expert_width": 24}
 STEPS = 40
 
@@ -37,9 +37,9 @@ def write_config(small_run: Any, tmp_path: Path) -> Callable[..., Path]:
 class Run:
     """A forked run: what `subprocess.Popen` is for a started one."""
 
-    def __init__(self, server: "Server", config: Path, folder: Path, log: Path):
+    def __init__(self, server: "Server", config: Path, folder: Path, log: Path, largest_file: int | None):
         self._server, self._log = server, log
-        self.pid = server.ask({"start": [str(config), str(folder), str(log)]})
+        self.pid = server.ask({"start": [str(config), str(folder), str(log), largest_file]})
         self.code: int | None = None
 
     def poll(self) -> int | None:
@@ -102,7 +102,10 @@ def server(here: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def begin(server: Server, tmp_path: Path) -> Starter:
-    return lambda config, folder: Run(server, config, folder, tmp_path / f"{folder.name}.log")
+    def start(config: Path, folder: Path, largest_file: int | None = None) -> Run:
+        return Run(server, config, folder, tmp_path / f"{folder.name}.log", largest_file)
+
+    return start
 
 
 def finish(run: Run, code: int = 0) -> str:
@@ -224,6 +227,27 @@ def test_killed_twenty_five_times(write_config: Callable[..., Path], begin: Star
     killed = strict(tmp_path / "killed")
     assert same(strict(tmp_path / "undisturbed"), killed) == []
     assert len(killed.headers) >= 15
+
+
+@pytest.mark.parametrize("checkpoint_every", [5, 0], ids=["in a checkpoint", "in the record"])
+def test_a_disk_that_refuses_ends_the_run_but_loses_nothing(
+    checkpoint_every: int, undisturbed: tuple[Path, Record], begin: Starter, tmp_path: Path
+) -> None:
+    config, whole = undisturbed
+    folder = tmp_path / "refused"
+    content = yaml.safe_load(config.read_text())
+    content["checkpoint"]["every"] = checkpoint_every
+    config.write_text(yaml.safe_dump(content))
+    finish(begin(config, folder, largest_file=20_000), code=1)
+    status, so_far = read_status(folder), read_record(folder)
+    assert status is not None
+    assert status.state == "failed"
+    assert "File too large" in str(status.reason)
+    assert so_far.steps
+    assert status.step == so_far.steps[-1]["step"]
+    assert not list(folder.glob("checkpoints/step-*"))
+    finish(begin(config, folder))
+    assert same(whole, strict(folder)) == []
 
 
 def test_damaged_checkpoint_is_passed_over(undisturbed: tuple[Path, Record], begin: Starter, tmp_path: Path) -> None:
