@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..base.errors import EXIT_DONE, UserError
+from ..base.errors import EXIT_DONE
 from ..base.files import write_atomically
 from ..checkpoint.storage import Checkpoint, folder_of, latest_good
 from ..parallel.groups import Groups
@@ -17,6 +17,7 @@ from .loop import Loop
 from .recording import Recorder, environment
 from .setup import Setup, build
 from .stop import StopRequest
+from .trunk import trunk_checkpoint
 
 
 class Attempt:
@@ -78,13 +79,7 @@ class Attempt:
         parent = self.config.schedule.parent
         if parent is None:
             return None, complaints
-        trunk = folder_of(Path(parent.run) / "checkpoints", parent.step)
-        if not trunk.is_dir():
-            raise UserError(
-                f"schedule.parent ({parent.run}, step {parent.step}): the trunk kept no checkpoint of that step; train "
-                "it first, with schedule.branches naming this run's length"
-            )
-        return Checkpoint(trunk), complaints
+        return trunk_checkpoint(self.config, self.folder, parent), complaints
 
     def _align_record(self, step: int) -> tuple[int, float]:
         """Cut the record back to ``step``; returns (number of this attempt, wall seconds of the steps that stay)."""

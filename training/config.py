@@ -35,7 +35,7 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
 class Parent(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The trunk that a decay branch starts from."""
 
-    run: str = Field(description="folder of the trunk run")
+    run: str = Field(description="folder of the trunk run; a relative one starts from the branch's own folder")
     step: int = Field(ge=1, description="a branch step that the trunk kept a checkpoint of")
 
 
@@ -192,6 +192,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         content = self.model_dump(mode="json", exclude={*UNSCIENTIFIC, "name"})
         content["data"].pop("path")
         content["training"].pop("micro_batch")
+        content["schedule"].pop("branches")  # which checkpoints a trunk keeps
         return digest(content)
 
     @property

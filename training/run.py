@@ -18,8 +18,7 @@ from ..scaling.record import RECORD, read_record
 from .config import RunConfig
 from .status import read_status, write_status
 from .stop import StopRequest
-
-CONFIG = "config.yaml"
+from .trunk import CONFIG
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:

@@ -1,7 +1,8 @@
 """A warm process that forks runs, so that tests pay for imports once: ``python run_server.py``.
 
 Reads a line of JSON a command from stdin, answers with a line on stdout. ``{"start": [config, folder, log, bytes]}``
--> process id, which may write files of at most so many bytes (null: any); ``{"poll": pid}`` -> exit code (negative: the signal) or null while it runs.
+-> process id; the run may write files of at most so many bytes (null: any). ``{"poll": pid}`` -> exit code (negative:
+the signal) or null while it runs.
 """
 
 import json

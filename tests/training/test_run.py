@@ -276,13 +276,19 @@ def test_a_branch_equals_a_run_of_its_own(write_config: Callable[..., Path], beg
 
     finish(begin(wsd("trunk", 16, branches=[8]), tmp_path / "trunk"))
     finish(begin(wsd("alone", 8), tmp_path / "alone"))
-    parent = {"run": str(tmp_path / "trunk"), "step": 6}
+    parent = {"run": "../trunk", "step": 6}
     finish(begin(wsd("branch", 8, parent=parent), tmp_path / "branch"))
     alone, branch = strict(tmp_path / "alone"), strict(tmp_path / "branch")
     assert [line["step"] for line in branch.steps] == [7, 8]
     assert branch.headers[0]["parent"] == parent
     for mine, theirs in zip(branch.steps, alone.steps[6:], strict=True):
         assert (mine["loss"], mine["lr"]) == (theirs["loss"], theirs["lr"])
+    for name, wrong, said in (
+        ("another", {"parent": parent, "warmup": 3}, "the trunk differs in schedule.warmup"),
+        ("unkept", {"parent": {**parent, "step": 5}}, "kept no checkpoint of that step"),
+        ("nowhere", {"parent": {**parent, "run": "../else"}}, "holds no run"),
+    ):
+        assert said in finish(begin(wsd(name, 8, **wrong), tmp_path / name), code=2)
 
 
 @pytest.mark.distributed
