@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.errors import UserError
-from ..base.files import sync_folder, write_atomically
+from ..base.files import sync, write_atomically
 from ..models.names import Piece
 from .state import Box
 
@@ -70,7 +70,7 @@ def save(root: Path, step: int, boxes: Iterable[Box], extra: dict[str, Any]) -> 
         # Only a damaged checkpoint is ever in the way: a good one of this step would have been resumed from.
         shutil.rmtree(folder_of(root, step), ignore_errors=True)
         beside.rename(folder_of(root, step))
-        sync_folder(root)
+        sync(root)
     _barrier(world)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..base.files import digest, sync_folder, write_atomically
+from ..base.files import digest, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ def building(folder: Path) -> Iterator[Path]:
         beside.chmod(0o755)  # mkdtemp makes private folders; ours are read by other users of a cluster
         yield beside
         for file in beside.iterdir():
-            _make_durable(file)
+            sync(file)
         os.rename(beside, folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -112,11 +112,3 @@ def file_hash(path: Path) -> str:
     """Sixteen hex digits naming a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _make_durable(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..base.errors import UserError
-from ..base.files import sync_folder, write_atomically
+from ..base.files import sync, write_atomically
 from .record_schema import KINDS, SCHEMA, check_line
 
 RECORD = "record.jsonl"
@@ -68,7 +68,7 @@ class RecordWriter:
             if self._file.read(1) != b"\n":
                 self._file.close()
                 raise ValueError(f"{path} ends in a torn line; call rewind() before writing")
-        sync_folder(folder)
+        sync(folder)
 
     def header(self, content: Mapping[str, Any]) -> None:
         self._write({"kind": "header", "schema": SCHEMA, **content})
