@@ -16,7 +16,7 @@ from ..parallel.topology import Topology
 from ..parallel.world import Place, leave, start
 from ..scaling.record import RECORD, read_record
 from .config import RunConfig
-from .status import read_status, write_status
+from .status import LOCK, read_status, write_status
 from .stop import StopRequest
 from .trunk import CONFIG
 
@@ -101,7 +101,7 @@ def _check_folder(config: RunConfig, folder: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder, so that two processes never write one run. The system frees the lock of a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,9 +1,10 @@
 """``status.json``: what a run is doing, for launchers and people. Rewritten whole, so it is never half."""
 
+import fcntl
 import json
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from ..base.files import write_atomically
 
 State = Literal["pending", "running", "done", "preempted", "failed"]
 SCHEMA = 1
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,19 @@ def read_status(folder: Path) -> Status | None:
         return Status(**content) if content.get("schema") == SCHEMA else None
     except (OSError, ValueError, TypeError):
         return None
+
+
+def current_status(folder: Path) -> Status | None:
+    """`read_status`, but a run whose process was killed on this host is not called running.
+
+    Every process of a run holds its folder's lock for as long as it lives.
+    """
+    status = read_status(folder)
+    if status is None or status.state != "running" or status.host != socket.gethostname():
+        return status
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or on a file system without locks: nothing else is known
+        return status
+    return replace(status, state="failed", reason="its process was killed; start it again to go on")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from moescale.scaling.record import Record, read_record, same
-from moescale.training.status import read_status
+from moescale.training.status import current_status, read_status
 
 Starter = Callable[..., "Run"]
 MIXTURE = {"experts": 4, "active": 2, "expert_width": 24}
@@ -210,6 +210,21 @@ def kill_and_restart(config: Path, folder: Path, begin: Starter, kills: int, see
             process.signal(signal.SIGKILL)
         process.wait()
     finish(begin(config, folder))
+
+
+def test_a_killed_run_is_not_called_running(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    process = begin(write_config(training={"steps": 10 * STEPS}), folder)
+    wait_for_steps(process, folder, 3)
+    alive = current_status(folder)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    dead, written = current_status(folder), read_status(folder)
+    assert alive is not None
+    assert dead is not None
+    assert written is not None
+    assert (alive.state, written.state, dead.state) == ("running", "running", "failed")
+    assert "killed" in str(dead.reason)
 
 
 def test_killed_three_times(undisturbed: tuple[Path, Record], begin: Starter, tmp_path: Path) -> None:
