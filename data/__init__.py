@@ -4,7 +4,7 @@ What needs torch (`data.loader`) is imported from there, so that planning a stud
 """
 
 from .config import DataConfig, DomainConfig, TokenizerConfig
-from .prepare import PreparedData, prepare
+from .prepare import PreparedData, find_prepared, prepare
 from .tokenizer import Tokenizer, vocabulary_size
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "PreparedData",
     "Tokenizer",
     "TokenizerConfig",
+    "find_prepared",
     "prepare",
     "vocabulary_size",
 ]

@@ -10,15 +10,24 @@ from ..base.errors import UserError
 from ..base.files import write_atomically
 
 
+class UnknownFile(Exception):
+    """A file whose hash is not remembered, where reading it was not allowed."""
+
+
 class Fingerprints:
     """SHA-256 of files, remembered in one JSON file by path, size and modification time.
 
     The first look costs one read of every byte (about 1 GB/s), later ones a stat each. A file that is rewritten at
     equal size with its old time stamp set back passes for unchanged, as it does for make and rsync.
+
+    Args:
+        store: the JSON file.
+        remembered_only: read no file and write nothing.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, *, remembered_only: bool = False) -> None:
         self._store = store
+        self._remembered_only = remembered_only
         self._news = False
         self._known: dict[str, list[object]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):  # absent or damaged: every file is read once more
@@ -29,6 +38,7 @@ class Fingerprints:
 
         Raises:
             UserError: a file cannot be read.
+            UnknownFile: ``remembered_only``, and a file is new or has changed.
         """
         hashes = [self._look(path) for path in paths]
         if self._news:
@@ -42,6 +52,8 @@ class Fingerprints:
             seen = self._known.get(key)
             if seen is not None and seen[:2] == [status.st_size, status.st_mtime_ns]:
                 return str(seen[2])
+            if self._remembered_only:
+                raise UnknownFile(key)
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:

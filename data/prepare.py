@@ -25,7 +25,7 @@ from .cache import CorruptData, building, data_root, file_hash, locked, read_man
 from .config import DataConfig, DomainConfig
 from .corpus import source_files
 from .encode import encode_domain, index_domain, tokenizer_model
-from .fingerprint import Fingerprints
+from .fingerprint import Fingerprints, UnknownFile
 from .survey import Survey, corpus_changed, survey_indexed, survey_text
 from .tokenizer import Tokenizer
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1  # raise it with every change of what the same sources lead to
 TOKENIZER = "tokenizer.model"
+FINGERPRINTS = "fingerprints.json"
 Split = Literal["train", "held_out"]
 
 
@@ -106,7 +107,8 @@ def prepare(config: DataConfig, *, progress: bool = False) -> PreparedData:
         UserError: a corpus is missing, empty or malformed, the tokenizer does not fit it, or the disk is full.
     """
     root = data_root(config.path)
-    content = _content(config, root)
+    fingerprints = root / FINGERPRINTS
+    content = _content(config, Fingerprints(fingerprints))
     name = digest(content)
     folder = root / name
     if ready := _find(folder):
@@ -119,7 +121,7 @@ def prepare(config: DataConfig, *, progress: bool = False) -> PreparedData:
             shutil.rmtree(folder, ignore_errors=True)
             with building(folder) as beside:
                 _build(config, content, beside, _say if progress else _stay_quiet)
-                after = _content(config, root)["domains"]
+                after = _content(config, Fingerprints(fingerprints))["domains"]
                 for domain in config.domains:
                     if after[domain] != content["domains"][domain]:
                         raise corpus_changed(domain)
@@ -129,6 +131,19 @@ def prepare(config: DataConfig, *, progress: bool = False) -> PreparedData:
             "another folder in data.path or $MOESCALE_CACHE"
         ) from None
     return PreparedData(folder, read_manifest(folder))
+
+
+def find_prepared(config: DataConfig) -> PreparedData | None:
+    """The prepared data of ``config`` if it is there; reads no corpus and writes nothing.
+
+    None also where the corpus is not on this machine, or has changed since it was last prepared.
+    """
+    root = data_root(config.path)
+    try:
+        content = _content(config, Fingerprints(root / FINGERPRINTS, remembered_only=True))
+    except (UnknownFile, UserError):
+        return None
+    return _find(root / digest(content))
 
 
 def _find(folder: Path) -> PreparedData | None:
@@ -145,9 +160,8 @@ def _find(folder: Path) -> PreparedData | None:
     return PreparedData(folder, manifest)
 
 
-def _content(config: DataConfig, root: Path) -> dict[str, Any]:
+def _content(config: DataConfig, fingerprints: Fingerprints) -> dict[str, Any]:
     """Everything that the prepared data depends on; where text lies and how samples are drawn is no part."""
-    fingerprints = Fingerprints(root / "fingerprints.json")
     tokenizer = config.tokenizer.model
     return {
         "schema": SCHEMA,

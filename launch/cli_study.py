@@ -30,11 +30,15 @@ def register(app: typer.Typer) -> None:
 def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show every run of a study with its cost, before anything starts."""
     from .expansion import expand
-    from .plan import plan_runs, render
+    from .plan import plan_study
+    from .plan_table import render
+    from .plan_warnings import found_tokens, text_warnings
     from .study_config import load_study
 
     study = load_study(file, overrides)
-    planned = plan_runs([(run.family, run.config) for run in expand(study)], study.workers)
+    expansion = expand(study)
+    planned = plan_study(study, expansion)
+    planned = planned.warning(text_warnings(planned, expansion.runs, found_tokens(expansion.runs)))
     if as_json:
         print_json(planned.as_json())
         return
@@ -54,10 +58,10 @@ def run(file: StudyFile, overrides: Overrides = None, out: Out = None, as_json: 
     from .study_run import run_study
 
     study = load_study(file, overrides)
-    runs = expand(study)
+    expansion = expand(study)
     folder = StudyFolder(out if out is not None else Path("studies") / study.name)
     with stdout_for_results():
-        code = run_study(study, runs, folder, quiet=as_json)
+        code = run_study(study, expansion, folder, quiet=as_json)
         summary = _summary(folder) if code != EXIT_STOPPED else None
     if as_json:
         print_json({"exit_code": code, **(summary or {"folder": str(folder.path)})})
@@ -77,7 +81,7 @@ def status(directory: Folder, as_json: AsJson = False) -> None:
     from .tables import status_table
 
     folder = StudyFolder(directory)
-    rows = [(run.name, read_status(folder.run(run.name))) for run in folder.open()[1]]
+    rows = [(run.name, read_status(folder.run(run.name))) for run in folder.open()[1].everything]
     if not as_json:
         console().print(status_table(rows))
         return

@@ -105,7 +105,8 @@ def train(
 
 
 def _show_plan(config: "RunConfig", world: int, as_json: bool) -> None:
-    from .plan import plan_runs, render
+    from .plan import plan_runs
+    from .plan_table import render
 
     plan = plan_runs([("moe" if config.moe else "dense", config)], workers=1, world=world)
     if as_json:

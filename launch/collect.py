@@ -12,8 +12,8 @@ from ..scaling.laws import law_named
 from ..scaling.points import Point, point_from_record, write_points
 from ..scaling.record import RECORD, Record, read_record
 from ..training.status import read_status
-from .expansion import PlannedRun
 from .fitting import fit_points
+from .planned import ImpossibleRun, PlannedRun
 from .study_config import FitRequest, StudyConfig
 from .study_folder import StudyFolder
 
@@ -43,7 +43,8 @@ def collect(folder: StudyFolder) -> Collected:
     Raises:
         UserError: no study there, no run of it has started, or a record is damaged.
     """
-    study, runs = folder.open()
+    study, expansion = folder.open()
+    runs = expansion.everything
     read = {run.name: read_record(folder.run(run.name)) for run in runs if (folder.run(run.name) / RECORD).is_file()}
     records = {name: record for name, record in read.items() if record.headers}
     points = [point for run in runs if (point := _point(folder, run, records.get(run.name))) is not None]
@@ -77,15 +78,16 @@ def provenance(collected: Collected) -> dict[str, str]:
     }
 
 
-def _point(folder: StudyFolder, run: PlannedRun, record: Record | None) -> Point | None:
+def _point(folder: StudyFolder, run: PlannedRun | ImpossibleRun, record: Record | None) -> Point | None:
     """A run's point; None if it never started. A run that was killed, or that failed before its first line, could not
     say so in its record: whoever saw it die wrote its status.
     """
     status = read_status(folder.run(run.name))
     ended = status if status is not None and status.state in ("failed", "preempted") else None
+    check = run.check if isinstance(run, PlannedRun) else ""
     if record is None:
-        return Point(run.name, run.family, ended.state, ended.reason or "") if ended else None
-    point = point_from_record(record, run.name, run.family)
+        return Point(run.name, run.family, ended.state, ended.reason or "", check) if ended else None
+    point = point_from_record(record, run.name, run.family, check)
     if point.state == "running" and ended is not None:
         return replace(point, state=ended.state, why=ended.reason or "")
     return point

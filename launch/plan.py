@@ -1,76 +1,40 @@
 """What runs will cost, before anything starts."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import psutil
-from rich.table import Table
 
-from .. import data
 from ..base.errors import UserError
-from ..base.progress import duration, memory, short
 from ..models.counts import count_parameters, flops_per_token
 from ..training.budget import cost_of, steps_of, tokens_per_step
 from ..training.config import RunConfig
 from ..training.schedule import check_schedule
+from .branches import own_steps
 from .environment import cores
+from .expansion import shared_complaints
+from .plan_warnings import runs_warnings, study_warnings
+from .planned import Expansion, ImpossibleRun, Plan, PlannedRun, PlanRow
+from .study_config import StudyConfig
+from .vocabularies import Vocabularies
 
-# Below so many steps a run is mostly warm-up, and its loss says little about its budget.
-FEW_STEPS = 50
 # What a forked run holds for itself of the libraries that it shares with its parent.
 PROCESS_BYTES = 200 << 20
+# Complaints shown where nothing can be run.
+_SHOWN = 20
 
 
-@dataclass(frozen=True)
-class PlanRow:
-    """One run. Tokens and FLOPs are those of whole steps.
+def plan_study(study: StudyConfig, expansion: Expansion) -> Plan:
+    """Plan the runs of a study, one rank each; those that cannot start are listed as impossible.
 
-    ``memory_bytes`` (on top of what imports take) and ``seconds`` are estimates.
+    Raises:
+        UserError: no run of the study, or none of a group for one and the same reason, can start. Says why.
     """
-
-    name: str
-    family: str
-    config_hash: str
-    n_total: int
-    n_active: int
-    tokens: int
-    flops: float
-    steps: int
-    layout: dict[str, int]
-    memory_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Runs with their cost; ``workers`` of them at a time."""
-
-    rows: tuple[PlanRow, ...]
-    workers: int
-    warnings: tuple[str, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Wall time if the workers are kept busy."""
-        longest = max((row.seconds for row in self.rows), default=0.0)
-        return max(sum(row.seconds for row in self.rows) / self.workers, longest)
-
-    @property
-    def memory_bytes(self) -> int:
-        """The largest runs side by side."""
-        return sum(sorted((row.memory_bytes for row in self.rows), reverse=True)[: self.workers])
-
-    def as_json(self) -> dict[str, Any]:
-        totals = {
-            "runs": len(self.rows),
-            "tokens": sum(row.tokens for row in self.rows),
-            "flops": sum(row.flops for row in self.rows),
-            "workers": self.workers,
-            "memory_bytes": self.memory_bytes,
-            "seconds": self.seconds,
-        }
-        return {"runs": [asdict(row) for row in self.rows], "totals": totals, "warnings": list(self.warnings)}
+    rows, refused = _plan(expansion.runs, 1)
+    impossible = sorted((*expansion.impossible, *refused), key=lambda run: run.name)
+    _refuse_faults(study, expansion, impossible)
+    plan = _with_workers(rows, impossible, study.workers)
+    configs = {run.name: run.config for run in expansion.runs}
+    return plan.warning([*expansion.warnings, *study_warnings(study, rows, [configs[row.name] for row in rows])])
 
 
 def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None, world: int = 1) -> Plan:
@@ -81,35 +45,25 @@ def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None,
     Raises:
         UserError: runs that cannot start: a budget below one batch, a layout that does not fit. Names them all.
     """
-    vocabularies = _Vocabularies()
-    rows, problems = [], []
-    for family, config in runs:
+    rows, refused = _plan([PlannedRun(config.name, family, (), config) for family, config in runs], world)
+    if refused:
+        raise _nothing_possible(refused)
+    return _with_workers(rows, (), workers)
+
+
+def _plan(runs: Iterable[PlannedRun], world: int) -> tuple[list[PlanRow], list[ImpossibleRun]]:
+    vocabularies = Vocabularies()
+    rows, refused = [], []
+    for run in runs:
         try:
-            rows.append(_row(family, config, vocabularies.of(config.data), world))
+            rows.append(_row(run, vocabularies.of(run.config.data), world))
         except UserError as error:
-            problems.append(f"{config.name}: {error}")
-    if problems:
-        more = [f"and {len(problems) - 20} more runs"] if len(problems) > 20 else []
-        raise UserError("\n".join([*problems[:20], *more]))
-    workers = workers if workers is not None else _workers(rows)
-    plan = Plan(tuple(rows), workers, ())
-    return replace(plan, warnings=tuple(_warnings(plan)))
+            refused.append(ImpossibleRun(run.name, run.family, run.groups, tuple(str(error).splitlines())))
+    return rows, refused
 
 
-class _Vocabularies:
-    """Vocabulary sizes by data section; a study has few of those and many runs."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def of(self, config: data.DataConfig) -> int:
-        key = config.model_dump_json()
-        if key not in self._known:
-            self._known[key] = data.vocabulary_size(config)
-        return self._known[key]
-
-
-def _row(family: str, config: RunConfig, vocab: int, world: int) -> PlanRow:
+def _row(run: PlannedRun, vocab: int, world: int) -> PlanRow:
+    config = run.config
     topology = config.check_layout(world)
     steps = steps_of(config, vocab)
     check_schedule(config, steps)
@@ -118,82 +72,46 @@ def _row(family: str, config: RunConfig, vocab: int, world: int) -> PlanRow:
     flops = flops_per_token(config.model, config.moe, vocab, config.training.seq)
     cost = cost_of(config, vocab, topology)
     return PlanRow(
-        name=config.name,
-        family=family,
+        name=run.name,
+        family=run.family,
+        check=run.check,
+        trunk=run.trunk,
         config_hash=config.config_hash,
         n_total=counts.total,
         n_active=counts.active,
         tokens=tokens,
         flops=float(flops.total * tokens),
         steps=steps,
+        own_steps=own_steps(config, steps),
         layout=topology.describe(),
         memory_bytes=cost.memory_bytes,
-        seconds=cost.seconds,
+        seconds=cost.seconds * own_steps(config, steps) / steps,
     )
 
 
-def _workers(rows: Sequence[PlanRow]) -> int:
-    largest = max((row.memory_bytes for row in rows), default=0)
-    fitting = psutil.virtual_memory().available // (largest + PROCESS_BYTES)
-    return max(min(cores(), fitting, len(rows)), 1)
+def _refuse_faults(study: StudyConfig, expansion: Expansion, impossible: Sequence[ImpossibleRun]) -> None:
+    """What stops every run of the study, or every run of a group for the same reason, is the study file's fault."""
+    if len(impossible) == len(expansion.runs) + len(expansion.impossible):
+        raise _nothing_possible(impossible)
+    refused = {run.name for run in impossible}
+    possible = {group for run in expansion.runs if run.name not in refused for group in run.groups}
+    for name in study.groups:
+        runs = [run for run in impossible if name in run.groups]
+        if name not in possible and (faults := shared_complaints(runs)):
+            raise UserError("\n".join(f"groups.{name}: {runs[0].name}: {fault}" for fault in faults))
 
 
-def _warnings(plan: Plan) -> list[str]:
-    warnings = []
-    few = [f"{row.name} ({row.steps})" for row in plan.rows if row.steps < FEW_STEPS]
-    if few:
-        warnings.append(
-            f"{len(few)} runs have fewer than {FEW_STEPS} steps: {_some(few)}; give them a larger budget or a smaller "
-            "training.batch"
-        )
-    available = psutil.virtual_memory().available
-    if plan.memory_bytes > available:
-        warnings.append(
-            f"{plan.workers} runs side by side need about {memory(plan.memory_bytes)} and {memory(available)} are "
-            "available; lower workers"
-        )
-    return warnings
+def _nothing_possible(runs: Sequence[ImpossibleRun]) -> UserError:
+    if len(runs) > 1 and (faults := shared_complaints(runs)):
+        return UserError("\n".join(f"none of {len(runs)} runs can start: {fault}" for fault in faults))
+    more = [f"and {len(runs) - _SHOWN} more runs"] if len(runs) > _SHOWN else []
+    return UserError("\n".join([*(f"{run.name}: {run.reason}" for run in runs[:_SHOWN]), *more]))
 
 
-def repeated_text(plan: Plan, configs: Iterable[RunConfig], unique_tokens: Mapping[str, int]) -> list[str]:
-    """A warning if runs see their training text more than once.
-
-    Args:
-        unique_tokens: by data section, as the JSON that pydantic dumps.
-    """
-    found = []
-    for row, config in zip(plan.rows, configs, strict=True):
-        epochs = row.tokens / unique_tokens[config.data.model_dump_json()]
-        if epochs > 1:
-            found.append(f"{row.name} ({epochs:.1f} times)")
-    return [f"{len(found)} runs see their training text more than once: {_some(found)}"] if found else []
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def render(plan: Plan) -> Table:
-    """The plan as a table for a terminal."""
-    total = (
-        f"{len(plan.rows)} runs, {plan.workers} at a time: about {duration(plan.seconds)}, {memory(plan.memory_bytes)}"
-    )
-    table = Table(caption=total, caption_justify="left")
-    for heading in ("run", "family"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("N total", "N active", "tokens", "steps", "FLOPs", "ranks", "memory", "time"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in plan.rows:
-        table.add_row(
-            row.name,
-            row.family,
-            short(row.n_total),
-            short(row.n_active),
-            short(row.tokens),
-            str(row.steps),
-            f"{row.flops:.3g}",
-            str(row.layout["world"]),
-            memory(row.memory_bytes),
-            duration(row.seconds),
-        )
-    return table
+def _with_workers(rows: Sequence[PlanRow], impossible: Sequence[ImpossibleRun], workers: int | None) -> Plan:
+    if workers is None:
+        largest = max((row.memory_bytes for row in rows), default=0)
+        fitting = psutil.virtual_memory().available // (largest + PROCESS_BYTES)
+        workers = max(min(cores(), fitting, len(rows)), 1)
+    plan = Plan(tuple(rows), tuple(impossible), workers, ())
+    return plan.warning(runs_warnings(plan))

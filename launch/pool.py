@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -23,7 +23,8 @@ from typing import NoReturn, Protocol
 from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from ..training.config import RunConfig
 from ..training.run import train
-from ..training.status import read_status, write_status
+from ..training.status import read_status
+from .failure import explain_failure
 
 _TICK = 0.5  # seconds between looks at the clock and at stop requests
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,11 +35,12 @@ _fork = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be done in ``folder``; ``cost`` orders jobs, dearest first."""
+    """A run to be done in ``folder``; ``cost`` orders jobs, dearest first. It waits for the job named ``after``."""
 
     config: RunConfig
     folder: Path
     cost: float
+    after: str = ""
 
     @property
     def name(self) -> str:
@@ -64,6 +66,7 @@ class Child:
     log: Path
     first_step: int
     started: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.time)  # on the clock of status.json
 
 
 class Watcher(Protocol):
@@ -101,15 +104,16 @@ def run_all(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[Outcome
     After a stop request no job is started, and those that run are asked to save and stop: jobs that never started
     have no outcome.
     """
-    waiting = sorted(jobs, key=lambda job: job.cost)  # popped from the end
+    waiting = sorted(jobs, key=lambda job: job.cost)
     running: list[Child] = []
     outcomes: list[Outcome] = []
     requests, heeded = _StopRequests(), 0
     try:
         with requests.listening():
             while running or (waiting and not requests.count):
-                while waiting and len(running) < workers and not requests.count:
-                    running.append(_start(waiting.pop()))
+                while len(running) < workers and not requests.count and (ready := _ready(waiting, running)):
+                    waiting.remove(ready[-1])
+                    running.append(_start(ready[-1]))
                     watcher.began(running[-1])
                 if requests.count > heeded:
                     heeded = requests.count
@@ -125,6 +129,12 @@ def run_all(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[Outcome
         for child in running:  # only an error of our own leaves any
             child.process.kill()
     return outcomes
+
+
+def _ready(waiting: Sequence[Job], running: Sequence[Child]) -> list[Job]:
+    """Jobs that wait for no other one that is still to end."""
+    unfinished = {job.name for job in waiting} | {child.job.name for child in running}
+    return [job for job in waiting if job.after not in unfinished]
 
 
 def _start(job: Job) -> Child:
@@ -181,25 +191,6 @@ def _outcome(child: Child, stopping: bool) -> Outcome:
     assert code is not None
     if stopping and code in (-signal.SIGTERM, -signal.SIGKILL):  # we did that: it goes on from its last checkpoint
         code = EXIT_STOPPED
-    reason = "" if code in (EXIT_DONE, EXIT_STOPPED) else _explain(child, code)
+    done = code in (EXIT_DONE, EXIT_STOPPED)
+    reason = "" if done else explain_failure(child.job.folder, child.log, child.began, code)
     return Outcome(child.job, code, reason, time.monotonic() - child.started)
-
-
-def _explain(child: Child, code: int) -> str:
-    """Why a run failed; a run that could not say so itself gets it written into its status."""
-    status = read_status(child.job.folder)
-    if status is not None and status.state == "failed" and status.reason:
-        return status.reason
-    if code == -signal.SIGKILL:
-        reason = "killed by SIGKILL; if nobody did that, the machine ran out of memory: lower workers"
-    elif code < 0:
-        reason = f"killed by {signal.Signals(-code).name}; see {child.log}"
-    else:
-        lines = child.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        reason = f"exit code {code}: {said[-1].removeprefix('error: ') if said else 'said nothing'}; see {child.log}"
-    step, total = (status.step, status.steps_total) if status else (0, 0)
-    attempt = status.attempt if status else 1
-    with suppress(OSError):  # a full disk must not end the whole study
-        write_status(child.job.folder, "failed", reason=reason, step=step, steps_total=total, attempt=attempt)
-    return reason

@@ -1,15 +1,20 @@
 """The study file: what is common to all runs, groups of runs with the axes they sweep, and what is fitted."""
 
+import re
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..base.config import apply_overrides, find_config, load_yaml, merge, validate
+from ..base.config import apply_overrides, find_config, load_yaml, merge, parse_yaml, validate
 from ..base.errors import UserError
+from ..training.config import BUDGETS
 
 # Families and studies name folders and files.
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+
+# Dotted run keys, each with the value or the list of values that are meant.
+Rule = dict[str, Any]
 
 
 class GroupConfig(BaseModel, frozen=True, extra="forbid"):
@@ -17,23 +22,51 @@ class GroupConfig(BaseModel, frozen=True, extra="forbid"):
 
     Keys are dotted keys of a run file. Several keys joined by commas move together, their values being lists:
     ``"training.flops, training.batch": [[1e11, 2], [1e12, 4]]``.
+
+    Of these combinations those stay that match a mapping of ``include``, if there is one, and none of ``exclude``.
+    A mapping matches when all its keys do.
+
+    With ``branch`` runs that differ in their budget alone become decay branches of the longest one.
     """
 
     family: str = Field(pattern=_LABEL, max_length=60, description="label in names, tables and plots")
     set: dict[str, Any] = Field({}, description="values of every run of the group")
     grid: dict[str, list[Any]] = Field({}, description="values to sweep")
+    include: tuple[Rule, ...] = ()
+    exclude: tuple[Rule, ...] = ()
+    branch: bool = Field(False, description="share a trunk between budgets; needs schedule.kind wsd")
 
 
-class LearningRateRule(BaseModel, frozen=True, extra="forbid"):
+class LearningRateCheck(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Repeats one run of every family at other learning rates, to show how far the rule is from the best."""
+
+    at: Rule = Field(min_length=1, description="which run of a family: dotted run keys and their values")
+    factors: tuple[float, ...] = Field((0.5, 2.0), min_length=1, description="of the rule's learning rate")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for factor in self.factors:
+            if factor <= 0 or factor == 1 or self.factors.count(factor) > 1:
+                raise ValueError(
+                    f"lr_rule.check.factors ({factor:g}): distinct positive numbers other than 1 are expected"
+                )
+        return self
+
+
+class LearningRateRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """optimizer.lr = base_lr * (base_width / model.width) ** power, for runs that give no optimizer.lr."""
 
     base_lr: float = Field(gt=0)
     base_width: int = Field(ge=1)
     power: float = 1.0
+    check: LearningRateCheck | None = None
 
-    def learning_rate(self, width: int) -> float:
-        """Rounded to 6 digits, so that the last bit of a machine's ``pow`` does not make another run of it."""
-        return float(f"{self.base_lr * (self.base_width / width) ** self.power:.6g}")
+    def learning_rate(self, width: int, factor: float = 1.0) -> float:
+        """``factor`` times the rate for a width.
+
+        Rounded to 6 digits, so that the last bit of a machine's ``pow`` does not make another run of it.
+        """
+        return float(f"{factor * self.base_lr * (self.base_width / width) ** self.power:.6g}")
 
     def describe(self) -> str:
         return f"optimizer.lr = {self.base_lr:g} * ({self.base_width} / model.width)^{self.power:g}"
@@ -60,6 +93,7 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
     run: dict[str, Any] = Field({}, description="keys of a run file that all runs share; may hold extends")
     groups: dict[str, GroupConfig] = Field(min_length=1)
     lr_rule: LearningRateRule | None = None
+    scale: float = Field(1.0, gt=0, le=1, description="shrinks the study: FLOPs become so many times what they are")
     workers: int | None = Field(None, ge=1, description="runs side by side; default: one a core")
     fit: tuple[FitRequest, ...] = ()
 
@@ -105,6 +139,9 @@ def _check_group(where: str, group: GroupConfig) -> None:
         for other in seen:
             if key.startswith(f"{other}."):
                 raise ValueError(f"{where}.grid: {other} and {key} sweep the same setting; keep one of them")
+    for section, rules in (("include", group.include), ("exclude", group.exclude)):
+        if {} in rules:
+            raise ValueError(f"{where}.{section}: an empty mapping matches everything; give it a key")
     for axis, values in group.grid.items():
         _check_axis(f"{where}.grid.{axis}", len(keys_of(axis)), values)
 
@@ -120,15 +157,33 @@ def _check_axis(where: str, keys: int, values: list[Any]) -> None:
 def load_study(path: Path, overrides: list[str] | None = None) -> StudyConfig:
     """Read a study file, apply ``key=value`` overrides, validate. Runs are validated when they are expanded.
 
+    A study that ``extends`` another has its groups too, merged by name. Names in ``run.extends`` are looked up beside
+    ``path``, also those that come from a study it extends.
+
     Raises:
         UserError: anything wrong with the file or the overrides.
     """
-    content = apply_overrides(load_yaml(path), overrides or [])
+    content = load_yaml(path)
+    for override in overrides or []:
+        content = _override(content, override)
     content.setdefault("name", path.stem)
     run = content.get("run")
     if isinstance(run, dict) and "extends" in run:
         content["run"] = _resolve_extends(run, path)
     return validate(StudyConfig, content, str(path))
+
+
+def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    """Apply one override. What follows ``groups.NAME.set.`` or ``.grid.`` is one dotted run key, as in the file."""
+    in_group = re.match(r"groups\.([^.=]+)\.(set|grid)\.([^=]+)=", override)
+    if in_group is not None:
+        group, section, key = in_group.groups()
+        value = parse_yaml(override[in_group.end() :], f"override {override!r}")
+        return merge(content, {"groups": {group: {section: {key: value}}}})
+    if override.startswith(tuple(f"run.training.{budget}=" for budget in BUDGETS)):
+        # It takes the place of the file's budget, whichever of the three that is.
+        content = merge(content, {"run": {"training": dict.fromkeys(BUDGETS)}})
+    return apply_overrides(content, [override])
 
 
 def _resolve_extends(run: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from ..base.errors import UserError
 from ..base.files import digest, write_atomically
 from ..scaling.record import RECORD
 from ..training.status import read_status
-from .expansion import PlannedRun, expand
+from .expansion import expand
+from .planned import Expansion
 from .study_config import StudyConfig, load_study
 
 # A killed parent takes its children along within milliseconds; this is for slow machines.
@@ -46,7 +47,7 @@ class StudyFolder:
     def run(self, name: str) -> Path:
         return self.path / "runs" / name
 
-    def open(self) -> tuple[StudyConfig, list[PlannedRun]]:
+    def open(self) -> tuple[StudyConfig, Expansion]:
         """The study that was started here, and its runs.
 
         Raises:
@@ -57,7 +58,7 @@ class StudyFolder:
         study = load_study(self.config)
         return study, expand(study)
 
-    def claim(self, study: StudyConfig, runs: list[PlannedRun]) -> None:
+    def claim(self, study: StudyConfig, expansion: Expansion) -> None:
         """Write ``study.yaml``, once nothing in the folder contradicts the study. A study may grow.
 
         Raises:
@@ -67,8 +68,14 @@ class StudyFolder:
             other = load_study(self.config)
             if other.name != study.name:
                 raise UserError(f"{self.path}: holds the study {other.name}, not {study.name}; choose another --out")
+            if other.scale != study.scale:
+                raise UserError(
+                    f"{self.path}: holds the study at scale {other.scale:g}, not {study.scale:g}; choose another --out"
+                )
         changed = [
-            run.name for run in runs if recorded_hash(self.run(run.name)) not in (None, run.config.scientific_hash)
+            run.name
+            for run in expansion.runs
+            if recorded_hash(self.run(run.name)) not in (None, run.config.scientific_hash)
         ]
         if changed:
             raise UserError(
@@ -111,10 +118,10 @@ def recorded_hash(folder: Path) -> str | None:
         raise UserError(f"{folder / RECORD}: its first line is not a header; move the run folder away") from None
 
 
-def state_digest(study: StudyConfig, runs: Sequence[PlannedRun], folder: StudyFolder) -> str:
+def state_digest(study: StudyConfig, expansion: Expansion, folder: StudyFolder) -> str:
     """Changes when what runs have written may have changed."""
     states = []
-    for run in runs:
+    for run in expansion.everything:
         status = read_status(folder.run(run.name))
         states.append([run.name, [status.state, status.step, status.attempt, status.updated] if status else None])
     return digest([study.model_dump(mode="json"), states])

@@ -8,35 +8,49 @@ from typing import Any
 
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from ..base.progress import duration
-from ..training.status import read_status
+from ..training.status import read_status, write_status
 from .environment import world_of_launcher
-from .expansion import PlannedRun
 from .output import note
-from .plan import Plan, plan_runs, repeated_text
+from .plan import plan_study
+from .plan_warnings import text_warnings
+from .planned import Expansion, ImpossibleRun, Plan, PlannedRun
 from .study_config import StudyConfig
 from .study_folder import StudyFolder
 
 
-def run_study(study: StudyConfig, runs: Sequence[PlannedRun], folder: StudyFolder, quiet: bool) -> int:
+def run_study(study: StudyConfig, expansion: Expansion, folder: StudyFolder, quiet: bool) -> int:
     """Bring the study in ``folder`` to its end, or to where a stop request leaves it.
 
-    Runs that failed are tried again: what ailed them may have been mended.
+    Runs that failed are tried again: what ailed them may have been mended. Impossible runs count as failed.
 
     Returns:
         Exit code: 0 all runs are done, 1 some failed, 75 stopped on request.
 
     Raises:
-        UserError: an impossible run, or a folder that another study or configuration lives in; nothing was started.
+        UserError: no run is possible, or another study or configuration lives in the folder; nothing was started.
     """
     if world_of_launcher()[1] > 1:
         raise UserError("study run starts its own processes; call it alone, not under torchrun, srun or mpirun")
-    plan = plan_runs([(run.family, run.config) for run in runs], study.workers)
+    plan = plan_study(study, expansion)
+    possible = {row.name for row in plan.rows}
+    runs = [run for run in expansion.runs if run.name in possible]
     with folder.locked():
-        folder.claim(study, list(runs))
+        folder.claim(study, expansion)
+        for impossible in plan.impossible:
+            _refuse(folder.run(impossible.name), impossible)
         pending = [run for run in runs if not is_done(folder.run(run.name))]
-        if not pending:
-            return EXIT_DONE
-        return _run_pending(runs, pending, plan, folder, quiet)
+        for warning in plan.warnings if pending or plan.impossible else ():
+            note(f"warning: {warning}")
+        code = _run_pending(runs, pending, plan, folder, quiet) if pending else EXIT_DONE
+    return EXIT_FAILED if code == EXIT_DONE and plan.impossible else code
+
+
+def _refuse(folder: Path, run: ImpossibleRun) -> None:
+    """Give an impossible run a folder that says why it is one; a folder that says so already stays as it is."""
+    status = read_status(folder)
+    reason = f"impossible: {run.reason}"
+    if status is None or (status.state, status.reason) != ("failed", reason):
+        write_status(folder, "failed", reason=reason)
 
 
 def is_done(folder: Path) -> bool:
@@ -48,22 +62,20 @@ def is_done(folder: Path) -> bool:
 def _run_pending(
     runs: Sequence[PlannedRun], pending: Sequence[PlannedRun], plan: Plan, folder: StudyFolder, quiet: bool
 ) -> int:
-    cost = {row.name: row.flops for row in plan.rows}
+    cost = {row.name: row.own_flops for row in plan.rows}
     time = {row.name: row.seconds for row in plan.rows}
     left = sum(time[run.name] for run in pending) / plan.workers
-    for warning in plan.warnings:
-        note(f"warning: {warning}")
     if not quiet:
         note(f"{len(pending)} of {len(plan.rows)} runs to do, {plan.workers} at a time, about {duration(left)}")
     from ..training.warm import import_all
 
     import_all()
     tokens = _prepare_data(runs, quiet)
-    for warning in repeated_text(plan, [run.config for run in runs], tokens):
+    for warning in text_warnings(plan, runs, tokens):
         note(f"warning: {warning}")
     from .pool import Job, run_all
 
-    jobs = [Job(run.config, folder.run(run.name), cost[run.name]) for run in pending]
+    jobs = [Job(run.config, folder.run(run.name), cost[run.name], run.trunk) for run in pending]
     with _watcher(len(jobs), sum(job.cost for job in jobs)) as watcher:
         outcomes = run_all(jobs, plan.workers, watcher)
     codes = [outcome.code for outcome in outcomes]

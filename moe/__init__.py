@@ -1,6 +1,20 @@
-"""The mixture layer and its parts. Importing this needs torch and pydantic, and neither Megatron nor DeepSpeed."""
+"""The mixture layer and its parts. The layer needs torch, and neither Megatron nor DeepSpeed; its section of a run
+file needs none of them, so that planning a study does not wait for torch.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from .config import MoEConfig
-from .layer import MoELayer, MoEOutput
+
+if TYPE_CHECKING:
+    from .layer import MoELayer, MoEOutput
 
 __all__ = ["MoEConfig", "MoELayer", "MoEOutput"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("MoELayer", "MoEOutput"):
+        from . import layer
+
+        return getattr(layer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,10 @@
 """The ``moe`` section: what it derives and how it refuses."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moescale.base.config import validate
 from moescale.base.errors import UserError
@@ -62,3 +66,29 @@ def test_which_layers_are_mixtures() -> None:
 
 def test_unknown_key_is_guessed() -> None:
     assert "did you mean granularity?" in refusal(experts=4, active=1, granularty=4)
+
+
+@given(st.integers(1, 64), st.integers(1, 4096))
+def test_sparsity_names_experts(active: int, experts: int) -> None:
+    if active > experts:
+        active, experts = experts, active
+    config = MoEConfig(active=active, sparsity=1 - active / experts, granularity=4)
+    assert config == MoEConfig(active=active, experts=experts, granularity=4)
+    assert "sparsity" not in config.model_dump()
+
+
+def test_sparsity_as_people_write_it() -> None:
+    for sparsity, experts in ((0, 4), (0.875, 32), (0.984375, 256), (0.996, 1000)):
+        assert MoEConfig(active=4, sparsity=sparsity, granularity=4).experts == experts
+    assert MoEConfig(active=4, experts=8, sparsity=None, granularity=4).experts == 8
+
+
+def test_illegal_sparsity_names_legal_ones() -> None:
+    said = refusal(active=3, sparsity=0.87, granularity=4)
+    assert "moe.sparsity (0.87) with moe.active (3) asks for 23.0769 experts" in said
+    for sparsity, experts in re.findall(r"(0\.\d+) \(moe\.experts (\d+)\)", said):
+        assert MoEConfig(active=3, sparsity=float(sparsity), granularity=4).experts == int(experts)
+    assert "give exactly one" in refusal(active=2, experts=8, sparsity=0.75, granularity=4)
+    assert "needs moe.active (None)" in refusal(sparsity=0.75, granularity=4)
+    for value in (1, -0.1, 1.5, "many", True):
+        assert f"moe.sparsity ({value})" in refusal(active=2, sparsity=value, granularity=4)
