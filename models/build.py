@@ -102,7 +102,8 @@ def _use_plain_products(gpt: GPT) -> None:
 def _plain_product(
     module: nn.Module, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
 ) -> tuple[Tensor, None]:
-    return F.linear(input_, module.weight if weight is None else weight), None
+    own: Any = module.weight
+    return F.linear(input_, own if weight is None else weight), None
 
 
 def _megatron_config(
