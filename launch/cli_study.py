@@ -76,12 +76,12 @@ def status(directory: Folder, as_json: AsJson = False) -> None:
     """Show how far each run of a study is."""
     from dataclasses import asdict
 
-    from ..training.status import read_status
+    from ..training.status import current_status
     from .study_folder import StudyFolder
     from .tables import status_table
 
     folder = StudyFolder(directory)
-    rows = [(run.name, read_status(folder.run(run.name))) for run in folder.open()[1].everything]
+    rows = [(run.name, current_status(folder.run(run.name))) for run in folder.open()[1].everything]
     if not as_json:
         console().print(status_table(rows))
         return
