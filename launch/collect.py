@@ -5,12 +5,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..base.errors import UserError
-from ..scaling.findings import in_words
+from ..scaling.analysis import analyse
+from ..scaling.findings import findings
 from ..scaling.fit import Fit
-from ..scaling.isoflop import best_loss_fits, compare, profiles, seed_noise
+from ..scaling.isoflop import best_loss_fits, profiles
 from ..scaling.laws import law_named
 from ..scaling.points import Point, point_from_record, write_points
 from ..scaling.record import RECORD, Record, read_record
+from ..scaling.seeds import seed_noise
 from ..training.status import read_status
 from .fitting import fit_points
 from .planned import ImpossibleRun, PlannedRun
@@ -32,9 +34,7 @@ class Collected:
 
     def headlines(self) -> list[str]:
         """The main results, a sentence each."""
-        found = profiles(self.points)
-        laws, noise = best_loss_fits(found), seed_noise(self.points)
-        return in_words(self.points, found, laws, compare(found, laws, noise), noise)
+        return findings(analyse(self.points, self.records, self.fits))
 
 
 def collect(folder: StudyFolder) -> Collected:
@@ -95,7 +95,10 @@ def _point(folder: StudyFolder, run: PlannedRun | ImpossibleRun, record: Record 
 
 def _fits(study: StudyConfig, points: Sequence[Point]) -> tuple[dict[str, Fit], list[str]]:
     """Every fit asked for, and the power law of best losses of each family; what cannot be fitted is said."""
-    fits = {f"power-best-{family}": result for family, result in best_loss_fits(profiles(points)).items()}
+    fits = {
+        f"power-best-{family}": result
+        for family, result in best_loss_fits(profiles(points), seed_noise(points)).items()
+    }
     warnings = []
     for request in study.fit:
         try:

@@ -22,7 +22,7 @@ def fit_points(points: Sequence[Point], law: Law, hold_out: str | None, bootstra
     """
     variables, loss, used = variables_of(points, law)
     held = _held_out(hold_out, used) if hold_out is not None else None
-    return fit(law, variables, loss, hold_out=held, bootstrap=bootstrap, seed=seed)
+    return fit(law, variables, loss, hold_out=held, bootstrap=bootstrap, seed=seed, names=[point.run for point in used])
 
 
 def _held_out(condition: str, points: Sequence[Point]) -> np.ndarray:

@@ -15,7 +15,7 @@ FEW_STEPS = 50
 # Impossible runs that are explained one by one.
 _SHOWN = 20
 # The family that the report compares others with, and the ratio of FLOPs within which budgets are one: those of
-# scaling.isoflop, which takes a second to import.
+# scaling.cells, which takes a second to import.
 _DENSE = "dense"
 _SAME_BUDGET = 1.1
 

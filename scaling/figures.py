@@ -84,7 +84,8 @@ def log_y(axis: Axes) -> None:
 
 def _label_counts(axis: Axis, low: float, high: float) -> None:
     ratio = high / low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if ratio < 8 else (1, 2, 5) if ratio < 30 else (1, 3)))
+    subs = (1, 2, 3, 5) if ratio < 8 else (1, 2, 5) if ratio < 30 else (1, 3) if ratio < 1000 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axis.set_minor_formatter(NullFormatter())
 

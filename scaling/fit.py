@@ -1,13 +1,13 @@
 """Fitting a law to points: many starts, robust, with intervals, a held-out error, and warnings in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import UserError
 from . import diagnosis
-from .fitted import LEVEL, Estimate, Fit, HeldOut
+from .fitted import LEVEL, Estimate, Fit, HeldOut, Row
 from .laws import Array, Law, law_named
 from .solver import Solution, minimise
 
@@ -27,6 +27,7 @@ def fit(
     bootstrap: int = 0,
     seed: int = 0,
     conventions: Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Fit:
     """Fit ``law`` to points.
 
@@ -42,6 +43,7 @@ def fit(
         bootstrap: number of resamplings; 0: no intervals.
         seed: of the resampling.
         conventions: what n, d, c mean in these points; recorded with the result.
+        names: of the points [n], under which residuals are reported; default: row numbers.
 
     Raises:
         UserError: unknown law, missing variable, values out of range (the row is named), too few distinct points,
@@ -97,6 +99,7 @@ def fit(
             for ends in [np.asarray(variables[name], dtype=float)[~held]]
         },
         samples=sampled,
+        rows=_rows(law, best, logs, loss, held, names),
     )
 
 
@@ -196,6 +199,19 @@ def _held_out(
     outside = {name: values[held] for name, values in logs.items()}
     error = law.evaluate(theta[None], outside)[0][0] - np.log(loss[held])
     return HeldOut(int(held.sum()), float(np.sqrt(np.mean(error**2))), float(np.max(np.abs(np.expm1(error)))))
+
+
+def _rows(
+    law: Law,
+    theta: Array,
+    logs: Mapping[str, Array],
+    loss: Array,
+    held: NDArray[np.bool_],
+    names: Sequence[str] | None,
+) -> tuple[Row, ...]:
+    residual = law.evaluate(theta[None], logs)[0][0] - np.log(loss)
+    shown = names or [f"row {number}" for number in range(1, len(loss) + 1)]
+    return tuple(Row(n, float(r), bool(h)) for n, r, h in zip(shown, residual, held, strict=True))
 
 
 def _conventions(law: Law, delta: float, bootstrap: int) -> dict[str, str]:

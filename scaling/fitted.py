@@ -46,6 +46,20 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A point that a law was fitted to, or that was held out.
+
+    Attributes:
+        name: of the run, or the row's number.
+        residual: log(prediction / loss), natural logarithm.
+    """
+
+    name: str
+    residual: float
+    held: bool
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted law.
 
@@ -60,6 +74,7 @@ class Fit:
         tried, agreeing: number of starts, and of those that ended at the best optimum with the same coefficients.
         ranges: smallest and largest value of each variable that was fitted.
         samples: coefficients of the bootstrap samples, [K, P] in the law's order; K may be 0.
+        rows: every point given, in order; empty in files written before there were such.
     """
 
     law: str
@@ -75,6 +90,7 @@ class Fit:
     warnings: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
     samples: Array
+    rows: tuple[Row, ...] = ()
 
     def as_law(self) -> Law:
         return law_named(self.law, dict.fromkeys(self.variables))
@@ -93,7 +109,8 @@ class Fit:
             return None
         names = self.as_law().names
         found = [quantity(dict(zip(names, map(float, sample), strict=True))) for sample in self.samples]
-        low, high = np.percentile(found, LEVEL)
+        with np.errstate(invalid="ignore"):  # between two infinite samples: NaN, which no caller takes for a bound
+            low, high = np.percentile(found, LEVEL)
         return float(low), float(high)
 
     def optimum(self, compute: float) -> dict[str, Estimate]:
@@ -134,6 +151,7 @@ class Fit:
             "values": dict(self.values),
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
             "samples": self.samples.tolist(),
+            "rows": [vars(row) for row in self.rows],
         }
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -166,6 +184,7 @@ class Fit:
                 warnings=tuple(content["warnings"]),
                 ranges={name: (low, high) for name, (low, high) in content["ranges"].items()},
                 samples=np.array(content["samples"]).reshape(-1, len(content["values"])),
+                rows=tuple(Row(**row) for row in content.get("rows", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: not a whole fit: {type(error).__name__} {error}") from None

@@ -6,19 +6,21 @@ Otherwise the profile is flagged as an edge: its smallest loss is then only an u
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .cells import DENSE, budgets_of, families_of, finished
 from .fit import Fit, fit
+from .fitted import LEVEL, Estimate
 from .points import Point
+from .seeds import Difference, SeedNoise, reach
 
-SAME_BUDGET = 1.1  # ratio of FLOPs within which runs count as one budget
+__all__ = ["Comparison", "Profile", "Size", "best_loss_fits", "compare", "profiles"]
+
 NEAREST = 5  # sizes that a parabola goes through at most
-DENSE = "dense"  # the family that others are compared with
-UNRESOLVED = 2.0  # standard deviations below which an effect is called unresolved
-BOOTSTRAP = 400
+DRAWS = 1000  # of the errors behind an interval
 LARGEST_LOG = 50.0  # logarithm of a compute multiple beyond which it means nothing
 FEWEST_BUDGETS = 3  # for a power law of two coefficients
 
@@ -44,6 +46,7 @@ class Profile:
         n_best: optimal active parameters (parabola), or the best measured size at an edge.
         d_best: tokens there.
         loss_best: loss of the parabola's vertex, or the smallest measured one at an edge.
+        variance: of loss_best, in units of the variance of one run over seeds.
         parabola: coefficients in (ln n - center), highest power first, with their center; None at an edge.
         remark: why it is an edge; empty when interior.
     """
@@ -55,6 +58,7 @@ class Profile:
     n_best: float
     d_best: float
     loss_best: float
+    variance: float
     parabola: tuple[float, float, float, float] | None
     remark: str
 
@@ -71,49 +75,16 @@ class Comparison:
             noise of this family's loss.
         extrapolated: C' lies outside the budgets of the dense runs.
         edge: one of the two best losses is an edge's.
-        resolved: whether the gap exceeds two standard deviations of a difference between two runs; None where no
-            cell has several seeds.
     """
 
     family: str
     budget: float
-    gap: float
+    gap: Difference
     multiple: float | None
     low: float | None
     high: float | None
     extrapolated: bool
     edge: bool
-    resolved: bool | None
-
-
-@dataclass(frozen=True)
-class SeedNoise:
-    """Spread of the final loss over seeds, pooled over all cells with several: standard deviation and its freedom."""
-
-    sd: float
-    freedom: int
-    cells: tuple[tuple[str, tuple[float, ...]], ...]
-
-
-def finished(points: Iterable[Point]) -> list[Point]:
-    """The points that profiles are made of."""
-    return [p for p in points if p.state == "done" and None not in (p.loss, p.c, p.d, p.n_active)]
-
-
-def budgets_of(points: Sequence[Point]) -> dict[str, float]:
-    """Run -> nominal budget: runs whose FLOPs lie close together share their geometric mean, at two digits."""
-    ordered = sorted(points, key=lambda p: p.c or 0.0)
-    groups: list[list[Point]] = []
-    for point in ordered:
-        if groups and (point.c or 0.0) <= SAME_BUDGET * (groups[-1][0].c or 0.0):
-            groups[-1].append(point)
-        else:
-            groups.append([point])
-    result = {}
-    for group in groups:
-        mean = math.exp(float(np.mean([math.log(p.c or 1.0) for p in group])))
-        result.update({p.run: float(f"{mean:.1e}") for p in group})
-    return result
 
 
 def profiles(points: Sequence[Point]) -> list[Profile]:
@@ -124,8 +95,7 @@ def profiles(points: Sequence[Point]) -> list[Profile]:
     for point in points:
         sizes = cells.setdefault((point.family, budgets[point.run]), {})
         sizes.setdefault(point.n_active or 0.0, []).append(point)
-    families = list(dict.fromkeys(point.family for point in points))
-    families.sort(key=lambda family: family != DENSE)
+    families = families_of(points)
     ordered = sorted(cells.items(), key=lambda cell: (families.index(cell[0][0]), cell[0][1]))
     return [_profile(family, budget, sizes) for (family, budget), sizes in ordered]
 
@@ -136,7 +106,7 @@ def _profile(family: str, budget: float, runs: dict[float, list[Point]]) -> Prof
 
     def edge(remark: str) -> Profile:
         at = sizes[best]
-        return Profile(family, budget, sizes, False, at.n, at.d, at.loss, None, remark)
+        return Profile(family, budget, sizes, False, at.n, at.d, at.loss, 1 / at.seeds, None, remark)
 
     if len(sizes) < 3:
         return edge(f"only {len(sizes)} size{'s' if len(sizes) > 1 else ''}")
@@ -151,8 +121,11 @@ def _profile(family: str, budget: float, runs: dict[float, list[Point]]) -> Prof
         return edge("the parabola has no minimum between the sizes")
     log_d = np.interp(vertex, log_n, np.log([sizes[i].d for i in near]))
     loss = float(np.polyval(curve, vertex - center))
+    # At the vertex the parabola's value depends on the losses, to first order, as a fixed mean of them.
+    weights = np.vander([vertex - center], 3)[0] @ np.linalg.pinv(np.vander(log_n - center, 3))
+    variance = float(np.sum(weights**2 / [sizes[i].seeds for i in near]))
     parabola = (float(curve[0]), float(curve[1]), float(curve[2]), center)
-    return Profile(family, budget, sizes, True, math.exp(vertex), math.exp(log_d), loss, parabola, "")
+    return Profile(family, budget, sizes, True, math.exp(vertex), math.exp(log_d), loss, variance, parabola, "")
 
 
 def _size(n: float, runs: Sequence[Point]) -> Size:
@@ -167,16 +140,51 @@ def _size(n: float, runs: Sequence[Point]) -> Size:
     return min(sizes, key=lambda size: size.loss)
 
 
-def best_loss_fits(found: Sequence[Profile], seed: int = 0) -> dict[str, Fit]:
-    """For each family with enough budgets, the power law of its best losses over compute."""
+def best_loss_fits(found: Sequence[Profile], noise: SeedNoise | None = None, seed: int = 0) -> dict[str, Fit]:
+    """For each family with enough budgets, the power law of its best losses over compute.
+
+    Resampling three or four points says little, so the intervals come from drawn errors: residuals and, where it was
+    measured, seed noise estimate their size together.
+    """
     fits = {}
     for family in dict.fromkeys(p.family for p in found):
         own = [p for p in found if p.family == family]
         if len(own) < FEWEST_BUDGETS:
             continue
         compute, loss = np.array([p.budget for p in own]), np.array([p.loss_best for p in own])
-        fits[family] = fit("power", {"c": compute}, loss, bootstrap=BOOTSTRAP, seed=seed)
+        fits[family] = _with_intervals(fit("power", {"c": compute}, loss), own, noise, seed)
     return fits
+
+
+def _with_intervals(law: Fit, own: Sequence[Profile], noise: SeedNoise | None, seed: int) -> Fit:
+    log_c = np.log([p.budget for p in own])
+    fitted = np.log(law.values["a"]) - law.values["b"] * log_c
+    residual = np.log([p.loss_best for p in own]) - fitted
+    spread = noise.of(own[0].family)[1] if noise else None
+    if spread is not None and spread.sd > 0:
+        unit = spread.sd * np.sqrt([p.variance for p in own]) / np.exp(fitted)
+        freedom = len(own) - 2 + spread.freedom
+        square = float(np.sum((residual / unit) ** 2) + spread.freedom) / freedom
+        told = "residuals and seed noise together"
+    else:
+        unit = np.ones(len(own))
+        freedom = len(own) - 2
+        square = float(np.sum(residual**2)) / freedom
+        told = "residuals alone, seed noise not being measured"
+    rng = np.random.default_rng(seed)
+    size = np.sqrt(square * freedom / rng.chisquare(freedom, DRAWS))
+    drawn = fitted + unit * rng.standard_normal((DRAWS, len(own))) * size[:, None]
+    slope, intercept = np.polyfit(log_c, drawn.T, 1)
+    samples = np.column_stack([np.exp(np.clip(intercept, -600, 600)), -slope])
+    ends = np.percentile(samples, LEVEL, axis=0).T
+    coefficients = {
+        name: estimate if estimate.value is None else Estimate(estimate.value, float(low), float(high))
+        for (name, estimate), (low, high) in zip(law.coefficients.items(), ends, strict=True)
+    }
+    intervals = f"95 %, Student's t with {freedom} degrees of freedom; size of the errors from {told}"
+    return replace(
+        law, coefficients=coefficients, samples=samples, conventions={**law.conventions, "intervals": intervals}
+    )
 
 
 def compare(
@@ -189,26 +197,31 @@ def compare(
         base = reference.get(profile.budget)
         if profile.family == dense or base is None:
             continue
-        gap = base.loss_best - profile.loss_best
         multiple, low, high = None, None, None
         if dense in fits:
             multiple = _multiple(fits[dense].values, profile.loss_best, profile.budget)
+        if multiple is not None:
             low, high = _multiple_interval(fits[dense], profile, noise) or (None, None)
         reached = (multiple or 0.0) * profile.budget
         result.append(
             Comparison(
                 family=profile.family,
                 budget=profile.budget,
-                gap=gap,
+                gap=_gap(base, profile, noise),
                 multiple=multiple,
                 low=low,
                 high=high,
                 extrapolated=bool(reached) and not min(reference) <= reached <= max(reference),
                 edge=not (profile.interior and base.interior),
-                resolved=None if noise is None else abs(gap) > UNRESOLVED * math.sqrt(2) * noise.sd,
             )
         )
     return result
+
+
+def _gap(base: Profile, profile: Profile, noise: SeedNoise | None) -> Difference:
+    value = base.loss_best - profile.loss_best
+    found = reach(noise, [(base.family, base.variance), (profile.family, profile.variance)])
+    return Difference(value, None) if found is None else Difference(value, *found)
 
 
 def _multiple(power: Mapping[str, float], loss: float, budget: float) -> float | None:
@@ -221,30 +234,12 @@ def _multiple(power: Mapping[str, float], loss: float, budget: float) -> float |
 
 def _multiple_interval(dense: Fit, profile: Profile, noise: SeedNoise | None) -> tuple[float, float] | None:
     rng = np.random.default_rng(0)
+    spread = noise.of(profile.family)[1] if noise else None
 
     def draw(power: Mapping[str, float]) -> float:
-        loss = profile.loss_best + (noise.sd * rng.standard_normal() if noise else 0.0)
-        multiple = _multiple(power, loss, profile.budget)
-        return math.nan if multiple is None else multiple
+        error = spread.sd * math.sqrt(profile.variance) * rng.standard_t(spread.freedom) if spread else 0.0
+        multiple = _multiple(power, max(profile.loss_best + error, 1e-3), profile.budget)
+        return math.inf if multiple is None else multiple
 
     ends = dense.interval(draw)
     return ends if ends is not None and all(map(math.isfinite, ends)) else None
-
-
-def seed_noise(points: Sequence[Point]) -> SeedNoise | None:
-    """Spread over seeds, from runs that agree in all but the seed; None where no cell has two."""
-    points = finished(points)
-    budgets = budgets_of(points)
-    cells: dict[tuple[object, ...], list[Point]] = {}
-    for p in points:
-        cells.setdefault((p.family, budgets[p.run], p.n_total, p.n_active, p.b, p.lr, p.d), []).append(p)
-    several = {key: cell for key, cell in cells.items() if len({p.seed for p in cell}) > 1}
-    if not several:
-        return None
-    losses = {
-        f"{key[0]}, {key[1]:.2g} FLOPs, {key[3]:,.0f} active": tuple(float(p.loss or 0.0) for p in cell)
-        for key, cell in several.items()
-    }
-    freedom = sum(len(values) - 1 for values in losses.values())
-    squares = sum(float(np.var(values)) * len(values) for values in losses.values())
-    return SeedNoise(math.sqrt(squares / freedom), freedom, tuple(losses.items()))

@@ -19,6 +19,7 @@ from .record import Record
 
 HELD_OUT = "held_out"  # domain of the evaluation that a point's loss is taken from
 LAST_SHARE = 0.1  # of the steps, over which the training loss is averaged
+CHECKS = ("", "lr")  # what a run only checks
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class Point:
         family: what curves are drawn through, for example dense or E8G4.
         state: done, preempted, failed or running.
         why: why it ended, when it did not end well.
+        check: "lr" for a run that only checks the learning rate: left out of every comparison and fit.
         seed: of initialisation and data order.
         n: the law's N, in tables that hold one count only; ours hold n_total and n_active.
         n_total, n_active: non-embedding parameters, all and those that one token uses.
         n_embedding: embedding and head parameters.
+        n_router: parameters of all routers, part of n_total and n_active; 0 for a dense model.
         d: training tokens.
         c: training FLOPs, exact.
         c_6nd: 6 n_active d.
@@ -55,11 +58,13 @@ class Point:
     family: str = ""
     state: str = "done"
     why: str = ""
+    check: str = ""
     seed: int | None = None
     n: float | None = None
     n_total: float | None = None
     n_active: float | None = None
     n_embedding: float | None = None
+    n_router: float | None = None
     d: float | None = None
     c: float | None = None
     c_6nd: float | None = None
@@ -83,7 +88,7 @@ _TEXT = tuple(field.name for field in fields(Point) if field.type is str)
 _WHOLE = tuple(field.name for field in fields(Point) if get_args(field.type) == (int, NoneType))
 
 
-def point_from_record(record: Record, name: str, family: str) -> Point:
+def point_from_record(record: Record, name: str, family: str, check: str = "") -> Point:
     """The point that a run's record amounts to.
 
     Raises:
@@ -105,10 +110,12 @@ def point_from_record(record: Record, name: str, family: str) -> Point:
         family=family,
         state=state,
         why=record.end["why"] if record.end and state != "done" else "",
+        check=check,
         seed=header["seed"],
         n_total=counts["total"],
         n_active=counts["active"],
         n_embedding=counts["embedding"],
+        n_router=counts["router"],
         d=tokens,
         c=last.get("flops"),
         c_6nd=header["flops_per_token"]["six_n"] * tokens if tokens else None,
@@ -199,6 +206,8 @@ def _point(path: Path, number: int, row: Mapping[str, str | None], source: Mappi
                 values[name] = int(value) if name in _WHOLE else value
             except (ValueError, OverflowError):
                 raise UserError(f"{path}, row {number}, column {column}: {text!r} is not a number") from None
+    if values.get("check", "") not in CHECKS:
+        raise UserError(f"{path}, row {number}, column check: {values['check']!r} is not known; it is empty or lr")
     return Point(**values)
 
 
@@ -223,10 +232,12 @@ def column(points: Sequence[Point], law: Law, variable: str) -> Array:
 def variables_of(points: Sequence[Point], law: Law) -> tuple[dict[str, Array], Array, list[Point]]:
     """What `fit` takes: the law's variables and the loss, each [n], and the finished points they come from.
 
+    Runs that only check a setting are left out.
+
     Raises:
         UserError: no point has a loss, or one that has lacks a variable.
     """
-    used = [point for point in points if point.state == "done" and point.loss is not None]
+    used = [point for point in points if point.state == "done" and point.loss is not None and not point.check]
     if not used:
         raise UserError("no finished run with a loss among the points: nothing to fit")
     loss = np.array([point.loss for point in used], dtype=float)

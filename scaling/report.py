@@ -3,18 +3,24 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-
-from ..base.files import write_atomically
-from . import formats, isoflop, plots, run_plots
+from . import effect_plots, plots, run_plots
+from .analysis import Analysis, analyse
 from .figures import Plot
-from .findings import in_words
-from .fitted import Estimate, Fit
-from .isoflop import UNRESOLVED, Comparison, Profile, SeedNoise
+from .findings import findings, warnings_of
+from .fitted import Fit
+from .limits import limits
+from .page import Block, Picture, Points, Section, Terms, write_page
 from .points import Point
 from .record import Record
-
-TEMPLATES = Path(__file__).parent / "templates"
+from .report_laws import law_blocks
+from .report_tables import (
+    batch_blocks,
+    best_models,
+    conventions,
+    decimals_of,
+    run_table,
+    seed_blocks,
+)
 
 
 def write_report(
@@ -39,123 +45,44 @@ def write_report(
     Raises:
         OSError: ``path`` cannot be written; nothing is left behind.
     """
-    found = isoflop.profiles(points)
-    powers = isoflop.best_loss_fits(found)
-    noise = isoflop.seed_noise(points)
-    compared = isoflop.compare(found, powers, noise)
-    threshold = UNRESOLVED * 2**0.5 * noise.sd if noise else None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    drawn: list[Plot | None] = [
-        plots.isoflop_profiles(found),
-        plots.best_losses(found, powers),
-        plots.comparisons(compared, threshold),
-        plots.loss_curves(points, records),
-        run_plots.bits_per_byte(points, records),
-        run_plots.noise_scale(points, records),
-        run_plots.router_load(points, records),
-    ]
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        findings=in_words(points, found, powers, compared, noise),
-        warnings=list(dict.fromkeys(warnings)),
-        headline=_headline(found, compared),
-        plots=[plot for plot in drawn if plot is not None],
-        power_fits=_power_rows(powers),
-        fits=[_fit_view(name, fit) for name, fit in fits.items() if not _is_among(fit, powers)],
-        runs=[_run_row(point) for point in points],
-        seeds=_seed_rows(noise),
-        conventions=_conventions(records),
-        provenance=list(provenance.items()),
-    )
-    write_atomically(path, page)
+    study = analyse(points, records, fits)
+    write_page(path, title, sections(study, provenance, warnings))
 
 
-def _headline(found: Sequence[Profile], compared: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    """Rows of budget, family, best loss, optimal size, tokens, gap, multiple, remarks."""
-    by_cell = {(c.family, c.budget): c for c in compared}
-    rows: list[tuple[str, ...]] = []
-    for profile in sorted(found, key=lambda p: p.budget):
-        comparison = by_cell.get((profile.family, profile.budget))
-        notes = [profile.remark] if profile.remark else []
-        gap, multiple = "", ""
-        if comparison is not None:
-            gap = f"{comparison.gap:+.3f}"
-            if comparison.multiple is not None:
-                ends = formats.interval(comparison.low, comparison.high)
-                multiple = formats.fixed(comparison.multiple, 2) + (f" ({ends})" if ends else "")
-            notes += [text for text in plots.remarks(comparison) if text != "an optimum at an edge"]
-        rows.append(
-            (formats.flops(profile.budget), profile.family, formats.fixed(profile.loss_best),
-             formats.count(profile.n_best), formats.count(profile.d_best), gap, multiple, "; ".join(notes))
-        )  # fmt: skip
-    return rows
-
-
-def _power_rows(powers: Mapping[str, Fit]) -> list[tuple[str, ...]]:
+def sections(study: Analysis, provenance: Mapping[str, str], warnings: Sequence[str]) -> list[Section]:
+    """All sections of a report; those without content stay empty."""
+    points, records = study.points, study.records
+    digits = decimals_of(study.noise)
+    cautions = list(dict.fromkeys([*warnings, *warnings_of(study)]))
     return [
-        (family, formats.estimate(fit.coefficients["a"]), formats.estimate(fit.coefficients["b"]),
-         f"{fit.rmse_log:.2%}", str(fit.n_points), "; ".join(fit.warnings))
-        for family, fit in powers.items()
-    ]  # fmt: skip
-
-
-def _is_among(fit: Fit, powers: Mapping[str, Fit]) -> bool:
-    """Whether ``fit`` is one of the power laws of best losses, which have a table of their own."""
-    return any(fit.law == power.law and fit.values == power.values for power in powers.values())
-
-
-def _fit_view(name: str, fit: Fit) -> dict[str, object]:
-    """A fit as the template shows it."""
-    held = fit.held_out
-    facts = [
-        f"{fit.n_points} points",
-        f"residual {fit.rmse_log:.2%} (root mean square)",
-        f"{fit.agreeing} of {fit.tried} starts agree",
-    ]
-    if held is not None:
-        facts.append(f"on {held.n} held-out points: {held.rmse_log:.2%} (root mean square), {held.max_rel:.2%} at most")
-    return {
-        "name": name,
-        "law": fit.law,
-        "equation": fit.as_law().equation,
-        "facts": "; ".join(facts),
-        "coefficients": [
-            (key, formats.estimate(Estimate(e.value, None, None), 4), formats.interval(e.low, e.high))
-            for key, e in fit.coefficients.items()
-        ],
-        "warnings": fit.warnings,
-        "conventions": list(fit.conventions.items()),
-    }  # fmt: skip
-
-
-def _run_row(point: Point) -> tuple[str, ...]:
-    return (
-        point.run, point.family, point.state, formats.count(point.n_total), formats.count(point.n_active),
-        formats.count(point.d), formats.flops(point.c), formats.count(point.b), formats.significant(point.lr),
-        formats.NONE if point.seed is None else str(point.seed), formats.fixed(point.loss, 4),
-        formats.fixed(point.train_loss, 4), formats.fixed(point.bits_per_byte), formats.count(point.tokens_per_second),
-        point.why,
-    )  # fmt: skip
-
-
-def _seed_rows(noise: SeedNoise | None) -> list[tuple[str, ...]]:
-    if noise is None:
-        return []
-    return [
-        (cell, ", ".join(f"{loss:.4f}" for loss in losses), f"{max(losses) - min(losses):.4f}")
-        for cell, losses in noise.cells
+        Section("findings", "Findings", [Points(findings(study)), *_if(Points(cautions, warning=True), cautions)]),
+        Section("limits", "What these runs can and cannot show", [Points(limits(study))]),
+        Section("headline", "Best models at equal compute", best_models(study)),
+        _plotted(plots.isoflop_profiles(study.profiles, digits)),
+        _plotted(plots.best_losses(study.profiles, study.powers, digits)),
+        _plotted(plots.comparisons(study.comparisons)),
+        _plotted(effect_plots.saving_plot(study.savings)),
+        _plotted(effect_plots.effect("s", study.sparsity, study.noise)),
+        _plotted(effect_plots.effect("g", study.granularity, study.noise)),
+        Section("laws", "Fitted laws", law_blocks(study)),
+        Section("seeds", "Seed noise", seed_blocks(study)),
+        _plotted(effect_plots.rate_plot(study.rates)),
+        _plotted(run_plots.noise_scale(study.gradient_noise), batch_blocks(study)),
+        _plotted(plots.loss_curves(points, records)),
+        _plotted(run_plots.bits_per_byte(points, records)),
+        _plotted(run_plots.router_load(points, records)),
+        Section("runs", "All runs", [run_table(points, digits)]),
+        Section("conventions", "Conventions", conventions(study)),
+        Section("provenance", "Provenance", _if(Terms(provenance), provenance)),
     ]
 
 
-def _conventions(records: Mapping[str, Record]) -> list[tuple[str, str]]:
-    """What the runs themselves recorded; a convention that differs between runs is shown with every value."""
-    values: dict[str, list[str]] = {}
-    for record in records.values():
-        for header in record.headers[-1:]:
-            for name, text in header["conventions"].items():
-                if text not in values.setdefault(name, []):
-                    values[name].append(text)
-    return [(name, " / ".join(texts)) for name, texts in values.items()]
+def _if(block: Block, content: object) -> list[Block]:
+    return [block] if content else []
+
+
+def _plotted(plot: Plot | None, more: Sequence[Block] = ()) -> Section:
+    """A plot as a section of its own, with what it was used for."""
+    if plot is None:
+        return Section("", "")
+    return Section(plot.key, plot.title, [Picture(plot), *more])

@@ -5,57 +5,62 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from . import formats
+from .cells import budgets_of, families_of, finished
 from .figures import Plot, as_image, colours, label, legend, log_x, log_y, panels
-from .isoflop import budgets_of, finished
-from .noise import NoiseAverage, NoiseEstimate, average
-from .plots import NATS, TABLED, column, families_of, thin
+from .gradient_noise import KINDS, Measured
+from .noise import NoiseAverage
+from .plots import NATS, TABLED, column, thin
 from .points import Point
 from .record import Record
 
-NOISE_PARTS = 6  # of a run's measurements, each averaged to one point
+KIND_NAMES = {"all": "all parameters", "dense": "parameters that every token uses", "expert": "experts"}
 
 
-def noise_scale(points: Sequence[Point], records: Mapping[str, Record]) -> Plot | None:
-    """B_simple against training loss: the batch at which gradient noise equals the signal."""
-    found = [(point, *part) for point in points if point.run in records for part in _noise_of(records[point.run])]
-    shown = [(point, loss, noise) for point, loss, noise in found if noise.b_simple is not None]
+def noise_scale(found: Sequence[Measured]) -> Plot | None:
+    """B_simple against training loss, a panel for each set of parameters: where gradient noise equals the signal."""
+    shown = [m for m in found if m.average.b_simple is not None]
     if not shown:
         return None
-    figure, (axis,) = panels(1)
-    for family, colour in colours(families_of(points)).items():
-        own = [(loss, noise) for point, loss, noise in shown if point.family == family]
-        if own:
-            axis.plot([x for x, _ in own], [a.b_simple or 0.0 for _, a in own], "o", color=colour, markersize=4,
-                      alpha=0.7, label=family)  # fmt: skip
-            bars = [(x, a.low, a.high) for x, a in own if a.low is not None and a.high is not None]
-            axis.vlines(*np.reshape(bars, (-1, 3)).T, color=colour, linewidth=0.8, alpha=0.4)
-    log_y(axis)
-    axis.invert_xaxis()
-    label(axis, f"training {NATS}", "B_simple (tokens)")
-    legend(axis)
+    kinds = [kind for kind in KINDS if any(m.kind == kind for m in shown)]
+    figure, axes = panels(len(kinds))
+    families = families_of([m.point for m in shown])
+    palette = colours(families)
+    for axis, kind in zip(axes, kinds, strict=True):
+        for family in families:
+            own = [m for m in shown if m.kind == kind and m.point.family == family]
+            axis.plot([m.loss for m in own], [m.average.b_simple or 0.0 for m in own], "o", color=palette[family],
+                      markersize=4, alpha=0.75, label=family if own else None)  # fmt: skip
+            bars = [(m.loss, m.average.low, m.average.high) for m in own if m.average.low and m.average.high]
+            axis.vlines(*np.reshape(bars, (-1, 3)).T, color=palette[family], linewidth=0.8, alpha=0.4)
+        for batch in sorted({m.batch for m in shown}):
+            axis.axhline(batch, color="#333333", linewidth=0.8, linestyle="--")
+        axis.invert_xaxis()
+        label(axis, f"training {NATS}", "B_simple (tokens)" if axis is axes[0] else "", KIND_NAMES[kind])
+    sizes = [m.average.b_simple for m in shown if m.average.b_simple] + [m.batch for m in shown]
+    for axis in axes:  # intervals may reach far beyond
+        axis.set_ylim(min(sizes) / 3, 3 * max(sizes))
+        log_y(axis)
+    axes[0].plot([], [], "--", color="#333333", linewidth=0.8, label="batch in use")
+    legend(axes[0])
     caption = (
-        "Gradient noise scale tr(Sigma) / |G|^2 of all parameters against training loss (training runs from left to "
-        "right). Each point averages numerator and denominator over a sixth of a run's measurements; bars: 95 %, "
-        "measurements taken as independent."
+        "Gradient noise scale tr(Sigma) / |G|^2 against training loss (training runs from left to right). Each point "
+        "averages numerator and denominator over a sixth of a run's measurements; bars: 95 % (cut by the "
+        "frame where they go on), measurements taken as independent."
     )
-    columns = ("run", "family", "loss", "B_simple (tokens)", "95 %", "measurements")
+    columns = ("run", "family", "parameters", "loss (nats/token)", "B_simple (tokens)", "95 %", "measurements",
+               "batch in use (tokens)")  # fmt: skip
     rows = [
-        (p.run, p.family, formats.fixed(x), formats.count(a.b_simple), formats.interval(a.low, a.high), str(a.n))
-        for p, x, a in found
-    ]
+        (m.point.run, m.point.family, m.kind, formats.fixed(m.loss, 2), formats.significant_count(m.average.b_simple),
+         _ends(m.average), str(m.average.n), formats.count(m.batch))
+        for m in found
+    ]  # fmt: skip
     return Plot("noise", "Gradient noise scale", as_image(figure), caption, columns, rows)
 
 
-def _noise_of(record: Record) -> list[tuple[float, NoiseAverage]]:
-    """Mean loss and averaged noise over equal parts of a run's measurements."""
-    measured = [
-        (step["loss"], NoiseEstimate(step["noise"]["all"]["g2"], step["noise"]["all"]["trace"], None))
-        for step in record.steps
-        if step["noise"] and None not in (step["loss"], step["noise"]["all"]["g2"], step["noise"]["all"]["trace"])
-    ]
-    edges = np.linspace(0, len(measured), min(NOISE_PARTS, len(measured)) + 1).astype(int)
-    parts = [measured[low:high] for low, high in zip(edges, edges[1:], strict=False)]
-    return [(float(np.mean([x for x, _ in part])), average([e for _, e in part])) for part in parts if part]
+def _ends(found: NoiseAverage) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f"{formats.significant_count(found.low)} to {formats.significant_count(found.high)}"
 
 
 def router_load(points: Sequence[Point], records: Mapping[str, Record]) -> Plot | None:

@@ -229,3 +229,16 @@ def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=r"fit\.json"):
             Fit.load(path)
+
+
+def test_residuals_of_every_point_are_kept_under_its_name(tmp_path: Path) -> None:
+    c = np.array([1e11, 3e11, 1e12, 3e12])
+    loss = 20 * c**-0.07
+    loss[3] *= 1.05
+    held = np.array([False, False, False, True])
+    found = fit("power", {"c": c}, loss, hold_out=held, names=list("abcd"))
+    assert [(row.name, row.held) for row in found.rows] == list(zip("abcd", held, strict=True))
+    np.testing.assert_allclose([row.residual for row in found.rows], [0, 0, 0, -math.log(1.05)], atol=1e-9)
+    found.save(tmp_path / "fit.json")
+    assert Fit.load(tmp_path / "fit.json").rows == found.rows
+    assert fit("power", {"c": c}, loss).rows[0].name == "row 1"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescale.base.errors import UserError
@@ -34,7 +34,7 @@ def test_a_dense_run(tmp_path: Path, lines: SimpleNamespace) -> None:
     point = point_from_record(recorded(tmp_path, lines, seed=3), "a", "dense")
     assert point == Point(
         run="a", family="dense", state="done", seed=3, n_total=50_000, n_active=50_000, n_embedding=32_768,
-        d=20 * 512, c=20 * 2.56e8, c_6nd=300_000.0 * 20 * 512, e=1, k=1, g=1, s=0, shared=0, b=512, lr=0.2,
+        n_router=0, d=20 * 512, c=20 * 2.56e8, c_6nd=300_000.0 * 20 * 512, e=1, k=1, g=1, s=0, shared=0, b=512, lr=0.2,
         loss=pytest.approx(3.5), train_loss=pytest.approx((3.0 + 3.1) / 2), bits_per_byte=pytest.approx(0.62 * 3.5),
         b_simple=pytest.approx(4000.0), tokens_per_second=pytest.approx(51_200.0), seconds=pytest.approx(0.2),
     )  # fmt: skip
@@ -60,10 +60,29 @@ def test_a_record_without_a_header_is_refused() -> None:
         point_from_record(Record(), "a", "dense")
 
 
+def test_a_run_that_checks_a_rate_is_marked_and_left_out_of_fits(tmp_path: Path, lines: SimpleNamespace) -> None:
+    point = point_from_record(recorded(tmp_path / "run", lines), "a", "dense", "lr")
+    assert point.check == "lr"
+    plain = replace(point, run="b", check="")
+    assert variables_of([point, plain], LAWS["chinchilla"])[2] == [plain]
+    write_points(tmp_path / "points.csv", [point, plain])
+    assert read_points(tmp_path / "points.csv") == [point, plain]
+
+
+def test_tables_without_checks_are_read_and_unknown_checks_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("run,family,state,why,seed,loss\na,dense,done,,0,3.5\n")
+    assert read_points(path) == [Point(run="a", family="dense", seed=0, loss=3.5)]
+    path.write_text("run,check,loss\na,,3.5\nb,ok,3.5\n")
+    with pytest.raises(UserError, match="row 2, column check: 'ok' is not known; it is empty or lr"):
+        read_points(path)
+
+
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20).map(str.strip)
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None)  # writing waits for the disk
 @given(run=texts.filter(bool), why=texts, seed=st.none() | st.integers(0, 2**31), loss=numbers, c=numbers)
 def test_writing_and_reading_give_the_points_back(
     tmp_path_factory: pytest.TempPathFactory, run: str, why: str, seed: int | None, loss: float | None, c: float | None

@@ -1,0 +1,79 @@
+"""Everything that a study's points and records say, computed once for the report and for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from . import isoflop, seeds
+from .effects import Line, lines_along
+from .fitted import Fit
+from .gradient_noise import BatchLaw, Measured, NoiseRatio, batch_laws, measurements, noise_ratios
+from .points import Point
+from .rates import RateCheck, rate_checks
+from .record import Record
+from .saving import Saving, savings
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was computed from a study.
+
+    Attributes:
+        fits: name -> law fitted to points.
+        powers: family -> power law of its best losses.
+        noise: None where no cell has several seeds.
+        pairings: families against dense at equal seeds.
+        rates: checks of the learning rate.
+    """
+
+    points: Sequence[Point]
+    records: Mapping[str, Record]
+    fits: Mapping[str, Fit]
+    profiles: list[isoflop.Profile]
+    powers: dict[str, Fit]
+    noise: seeds.SeedNoise | None
+    comparisons: list[isoflop.Comparison]
+    pairings: list[seeds.Pairing]
+    savings: list[Saving]
+    sparsity: list[Line]
+    granularity: list[Line]
+    rates: list[RateCheck]
+    gradient_noise: list[Measured]
+    batch_laws: list[BatchLaw]
+    noise_ratios: list[NoiseRatio]
+
+    @property
+    def tests(self) -> int:
+        """Differences that are held against their intervals."""
+        steps = sum(len(line.steps) for line in (*self.sparsity, *self.granularity))
+        return len(self.comparisons) + len(self.pairings) + len(self.rates) + steps
+
+
+def analyse(points: Sequence[Point], records: Mapping[str, Record], fits: Mapping[str, Fit]) -> Analysis:
+    """Analyse a study.
+
+    Args:
+        points: every run, failed ones too.
+        records: run -> its record; may lack some.
+        fits: name -> law fitted to the points.
+    """
+    profiles = isoflop.profiles(points)
+    noise = seeds.seed_noise(points)
+    powers = isoflop.best_loss_fits(profiles, noise)
+    measured = measurements(points, records)
+    return Analysis(
+        points=points,
+        records=records,
+        fits=fits,
+        profiles=profiles,
+        powers=powers,
+        noise=noise,
+        comparisons=isoflop.compare(profiles, powers, noise),
+        pairings=seeds.pairings(points),
+        savings=savings(points, fits, noise),
+        sparsity=lines_along("s", points, noise),
+        granularity=lines_along("g", points, noise),
+        rates=rate_checks(points, noise),
+        gradient_noise=measured,
+        batch_laws=batch_laws(measured),
+        noise_ratios=noise_ratios(measured),
+    )
