@@ -59,11 +59,16 @@ def verdict(difference: Difference) -> str:
     return "resolved" if difference.resolved else "unresolved"
 
 
+def _weight(comparison: Comparison) -> tuple[bool, float, float]:
+    """What makes one comparison more worth telling than another."""
+    return comparison.gap.resolved is True, comparison.budget, abs(comparison.gap.value)
+
+
 def _compared(compared: Sequence[Comparison]) -> list[str]:
-    """For each family one sentence, at the largest budget it shares with the dense one."""
+    """For each family one sentence, at the largest budget it shares with the dense one; what is resolved comes first."""
+    largest = {c.family: c for c in sorted(compared, key=lambda c: c.budget)}
     sentences = []
-    for family in dict.fromkeys(c.family for c in compared):
-        last = max((c for c in compared if c.family == family), key=lambda c: c.budget)
+    for family, last in sorted(largest.items(), key=lambda item: _weight(item[1]), reverse=True):
         gap = last.gap
         digits = formats.decimals(gap.reach)
         text = (

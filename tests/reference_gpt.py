@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Tensors = dict[str, Tensor]
+MARGIN = 2e-6  # of router probabilities
 EPSILON = 1e-5
 
 
@@ -102,11 +103,20 @@ def attention(x_BSD: Tensor, weights: Tensors, model: Any) -> Tensor:
     return mixed_BSHd.reshape(batch, length, -1) @ weights["o"].T
 
 
+def check_margin(probs_BSE: Tensor, active: int) -> None:
+    """Inputs must not leave the choice of experts to rounding: float32 computes these probabilities to about 1e-7."""
+    if active < probs_BSE.shape[-1]:
+        ordered_BSE = probs_BSE.sort(dim=-1, descending=True).values
+        margin = (ordered_BSE[..., active - 1] - ordered_BSE[..., active]).min().item()
+        assert margin > MARGIN, f"two experts are {margin:.1e} apart: choose other inputs, this is a draw"
+
+
 def mixture(x_BSD: Tensor, weights: Tensors, moe: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Output of a mixture, its load-balance loss (mean over sequences) and its z-loss (sum over tokens)."""
     logits_BSE = x_BSD @ weights["router"].T
     probs_BSE = torch.softmax(logits_BSE, dim=-1)
     weight_BSK, index_BSK = torch.topk(probs_BSE, moe.active, dim=-1)
+    check_margin(probs_BSE, moe.active)
     if moe.score == "softmax_normalized":
         weight_BSK = weight_BSK / weight_BSK.sum(dim=-1, keepdim=True)
     y_BSD = torch.zeros_like(x_BSD)
