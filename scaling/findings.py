@@ -65,7 +65,7 @@ def _weight(comparison: Comparison) -> tuple[bool, float, float]:
 
 
 def _compared(compared: Sequence[Comparison]) -> list[str]:
-    """For each family one sentence, at the largest budget it shares with the dense one; what is resolved comes first."""
+    """A sentence for each family, at the largest budget it shares with the dense one; what is resolved comes first."""
     largest = {c.family: c for c in sorted(compared, key=lambda c: c.budget)}
     sentences = []
     for family, last in sorted(largest.items(), key=lambda item: _weight(item[1]), reverse=True):
