@@ -34,12 +34,20 @@ def branch(study: StudyConfig, runs: Mapping[str, PlannedRun]) -> dict[str, Plan
     found = dict(runs)
     vocabularies = Vocabularies()
     for keys in sets.values():
-        try:
-            steps = {key: steps_of(runs[key].config, vocabularies.of(runs[key].config.data)) for key in keys}
-        except UserError:
-            continue  # a run that cannot start: the plan says which and why, and its set stays as it is
-        found.update(_branched({key: runs[key] for key in keys}, steps))
+        steps = {key: count for key in keys if (count := _steps(runs[key].config, vocabularies)) is not None}
+        if steps:
+            found.update(_branched({key: runs[key] for key in steps}, steps))
     return found
+
+
+def _steps(config: RunConfig, vocabularies: Vocabularies) -> int | None:
+    """Steps of a run; None if it cannot start: the plan says why, and the others branch without it."""
+    try:
+        steps = steps_of(config, vocabularies.of(config.data))
+        check_schedule(config, steps)
+    except UserError:
+        return None
+    return steps
 
 
 def _check(run: PlannedRun) -> None:
@@ -60,17 +68,16 @@ def _without_budget(config: RunConfig) -> str:
 
 def _branched(runs: Mapping[str, PlannedRun], steps: Mapping[str, int]) -> dict[str, PlannedRun]:
     """The longest of ``runs`` as the trunk of the others."""
-    *shorter, longest = sorted(runs, key=lambda key: steps[key])
+    longest = max(runs, key=lambda key: steps[key])
     trunk = runs[longest]
-    branches = sorted({steps[key] for key in shorter if steps[key] < steps[longest]})
-    if not branches:
+    shorter = [key for key in runs if steps[key] < steps[longest]]
+    if not shorter:
         return dict(runs)
-    found = {longest: _with_schedule(trunk, {"branches": branches})}
+    found = {**runs, longest: _with_schedule(trunk, {"branches": sorted({steps[key] for key in shorter})})}
     for key in shorter:
         start = decay_start(runs[key].config.schedule, steps[key])
         parent = {"run": f"../{trunk.name}", "step": start}
         found[key] = replace(_with_schedule(runs[key], {"parent": parent}), trunk=trunk.name)
-    check_schedule(found[longest].config, steps[longest])
     return found
 
 

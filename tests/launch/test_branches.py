@@ -48,6 +48,13 @@ def test_the_longest_run_of_each_size_is_the_trunk(work):
     assert plan.as_json()["totals"]["tokens"] == 2 * (40 + 4 + 2) * 32
 
 
+def test_a_budget_too_short_to_branch_is_impossible_alone(work):
+    runs, plan = planned(write(work, "short", branch=True, budgets=(2, 8, 40)))
+    assert [run.name for run in plan.impossible] == ["dense-d16-2steps-s0"]
+    assert runs["dense-d16-40steps-s0"].config.schedule.branches == (8,)
+    assert runs["dense-d16-8steps-s0"].trunk == "dense-d16-40steps-s0"
+
+
 def test_without_branch_every_run_stands_alone(work):
     runs, plan = planned(write(work, "alone", branch=False, budgets=(8, 16)))
     assert all(run.trunk == "" and run.config.schedule.parent is None for run in runs.values())
