@@ -6,6 +6,7 @@ from moescale.base.config import SHIPPED
 from moescale.launch.expansion import expand
 from moescale.launch.plan import plan_study
 from moescale.launch.study_config import load_study
+from moescale.launch.study_folder import StudyFolder
 
 BASES = ("studies/evening/base.yaml", "studies/papers/base.yaml")
 STUDIES = sorted(str(path.relative_to(SHIPPED)) for path in (SHIPPED / "studies").rglob("*.yaml"))
@@ -39,6 +40,14 @@ def test_the_evening_is_the_union_of_its_parts():
     whole = {row.name for row in plan("studies/evening.yaml").rows}
     assert whole == {row.name for rows in parts for row in rows}
     assert all(sum(row.seconds for row in rows) / 2 < 50 * 60 for rows in parts)
+
+
+def test_the_parts_of_the_evening_and_their_union_work_in_one_folder(tmp_path):
+    folder = StudyFolder(tmp_path)
+    for name in ("evening/scaling", "evening/sparsity", "evening/batch", "evening"):
+        study = load_study(SHIPPED / f"studies/{name}.yaml")
+        folder.claim(study, expand(study))
+    assert len(folder.open()[1].runs) == len(plan("studies/evening.yaml").rows)
 
 
 @pytest.mark.parametrize("name", ["dense-vs-moe", "sparsity"])
