@@ -3,7 +3,7 @@
 #   make test    set up, run the tests          make smoke   for every day: lint, types, quick tests, a tiny study
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: study test smoke slow lint bench clean
+.PHONY: study test smoke slow lint bench native clean
 
 PYTHON ?= python3.11
 RUN := .venv/bin/python
@@ -31,15 +31,19 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) -m moescale bench step --against transformers,plain
 
+# After a change in csrc/; set-up does it too.
+native:
+	$(RUN) setup.py --quiet build_ext --inplace
+
 # The stamp is written last, so an interrupted set-up starts over; it is older than what it depends on when that
-# changes. DeepSpeed must find torch when it is installed, and must not try to build its CUDA operators.
-$(READY): pyproject.toml setup.py constraints.txt
+# changes. DeepSpeed and csrc/ must find torch when they are built, and DeepSpeed must not build its CUDA operators.
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	@command -v $(PYTHON) >/dev/null || { echo "moescale needs Python 3.11: install it, or make PYTHON=/path/to/python3.11"; exit 2; }
 	rm -f $(READY)
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,hf]"
+	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[dev,hf]"
 	$(RUN) -m moescale doctor
 	touch $(READY)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
 _ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES")  # how glibc is told
@@ -19,7 +19,13 @@ LAST_WORDS = 3000  # characters of a failed child's messages that are shown
 
 
 class Stepper(Protocol):
-    """An implementation. The factory that makes it takes the payload's keys as keyword arguments."""
+    """An implementation. The factory that makes it takes the payload's keys as keyword arguments.
+
+    Attributes:
+        bytes_moved: what a step has to read and write, where that is what limits it; None elsewhere.
+    """
+
+    bytes_moved: int | None
 
     def warm_up(self) -> str:
         """First steps, and choices that are made by time; returns a note for the row."""
@@ -70,12 +76,18 @@ class Child:
             self._process.communicate()
         self._messages.close()
 
-    def wait_until_built(self) -> None:
-        self._reply()
+    def wait_until_built(self) -> int | None:
+        """Returns the implementation's ``bytes_moved``."""
+        moved: int | None = self._reply()["bytes_moved"]
+        return moved
 
     def warm_up(self) -> str:
         """Take the first steps; returns the implementation's note."""
         return str(self._ask({"do": "warm_up"})["note"])
+
+    def peak_bytes(self) -> int:
+        """Take a step; returns what its tensors occupy at once, see `peak_bytes_of`."""
+        return int(self._ask({"do": "peak"})["bytes"])
 
     def measure(self, seconds: float) -> float:
         """Step for at least ``seconds``; returns the mean time of a step."""
@@ -118,6 +130,26 @@ def _measure(stepper: Stepper, seconds: float) -> float:
     return spent / count
 
 
+def peak_bytes_of(step: Callable[[], None]) -> int:
+    """The most by which allocated tensors grow in a step.
+
+    Counted from torch's own record of allocations, so it does not depend on the allocator. The record lacks the end
+    of what lived before; growth from the lowest point is the same with and without it.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    assert record.profiler is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = lowest = growth = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        lowest = min(lowest, total)
+        growth = max(growth, total - lowest)
+    return growth
+
+
 def main() -> None:
     """The child's end: build, say so, then serve requests until the input ends."""
     factory, payload, threads = sys.argv[1:]
@@ -128,11 +160,13 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     module, _, name = factory.partition(":")
     stepper: Stepper = getattr(importlib.import_module(module, __package__), name)(**json.loads(payload))
-    replies.write("{}\n")
+    replies.write(json.dumps({"bytes_moved": stepper.bytes_moved}) + "\n")
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "warm_up":
             reply: dict[str, Any] = {"note": stepper.warm_up()}
+        elif request["do"] == "peak":
+            reply = {"bytes": peak_bytes_of(stepper.step)}
         else:
             reply = {"step": _measure(stepper, request["seconds"])}
         replies.write(json.dumps(reply) + "\n")

@@ -1,26 +1,33 @@
-"""The floor: the matrix products of a training step and nothing else, into buffers that exist already."""
+"""The floor: the matrix products of a step and nothing else, into buffers that exist already where that is faster."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .cases import Case
+from .fastest import fastest
+from .layer_cases import LayerCase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Product:
-    """``count`` times ``batch`` independent products ``[m, k] @ [k, n]`` of the forward pass."""
+    """``count`` times ``batch`` independent products ``[m, k] @ [k, n]`` of the forward pass.
+
+    ``experts``: of which each is an expert's.
+    """
 
     batch: int
     m: int
     k: int
     n: int
     count: int
+    experts: bool = False
 
     @property
     def flops(self) -> int:
@@ -28,8 +35,20 @@ class Product:
         return 3 * 2 * self.batch * self.m * self.k * self.n * self.count
 
 
+def mixture_products(
+    tokens: int, width: int, experts: int, active: int, expert_width: int, layers: int
+) -> list[Product]:
+    """Router and experts of ``layers`` mixtures; experts have equally many rows."""
+    rows = tokens * active // experts
+    return [
+        Product(1, tokens, width, experts, layers),
+        Product(experts, rows, width, 2 * expert_width, layers, experts=True),
+        Product(experts, rows, expert_width, width, layers, experts=True),
+    ]
+
+
 def products(case: Case) -> list[Product]:
-    """Every product of a step, as models/counts.py counts them; experts have equally many rows."""
+    """Every product of a training step, as models/counts.py counts them."""
     tokens, width, layers = case.tokens, case.width, case.layers
     sequences, head = case.batch * case.heads, width // case.heads
     found = [
@@ -41,13 +60,7 @@ def products(case: Case) -> list[Product]:
     ]
     if not case.experts:
         return [*found, Product(1, tokens, width, 2 * case.ffn, layers), Product(1, tokens, case.ffn, width, layers)]
-    rows = tokens * case.active // case.experts
-    return [
-        *found,
-        Product(1, tokens, width, case.experts, layers),
-        Product(case.experts, rows, width, 2 * case.expert_width, layers),
-        Product(case.experts, rows, case.expert_width, width, layers),
-    ]
+    return [*found, *mixture_products(tokens, width, case.experts, case.active, case.expert_width, layers)]
 
 
 class _Operands:
@@ -55,38 +68,81 @@ class _Operands:
 
     def __init__(self, product: Product, dtype: torch.dtype, device: torch.device):
         def filled(rows: int, columns: int) -> Tensor:
-            whole = torch.randn(product.batch, rows, columns, device=device).div_(columns**0.5).to(dtype)
-            return whole.squeeze(0)
+            return torch.randn(product.batch, rows, columns, device=device).div_(columns**0.5).to(dtype)
 
         self.x, self.dx = filled(product.m, product.k), filled(product.m, product.k)
         self.w, self.dw = filled(product.n, product.k), filled(product.n, product.k)
         self.y = filled(product.m, product.n)
-        self._product = torch.mm if product.batch == 1 else torch.bmm
+        self.ends = torch.arange(product.m, product.batch * product.m + 1, product.m, dtype=torch.int32, device=device)
+        self.way = "bmm" if product.batch > 1 else "mm"
+        self.ways = ("mm", "bmm", "grouped_mm") if product.experts else (self.way,)
 
-    def multiply(self) -> None:
-        self._product(self.x, self.w.mT, out=self.y)
-        self._product(self.y, self.w, out=self.dx)
-        self._product(self.y.mT, self.x, out=self.dw)
+    def multiply(self, way: str | None = None) -> None:
+        """Forward and backward by one of ``ways``, by default the one chosen."""
+        {"mm": self._one_by_one, "bmm": self._batched, "grouped_mm": self._grouped}[way or self.way]()
+
+    def _one_by_one(self) -> None:
+        for x, w, y, dx, dw in zip(self.x, self.w, self.y, self.dx, self.dw, strict=True):
+            torch.mm(x, w.t(), out=y)
+            torch.mm(y, w, out=dx)
+            torch.mm(y.t(), x, out=dw)
+
+    def _batched(self) -> None:
+        torch.bmm(self.x, self.w.mT, out=self.y)
+        torch.bmm(self.y, self.w, out=self.dx)
+        torch.bmm(self.y.mT, self.x, out=self.dw)
+
+    def _grouped(self) -> None:
+        """torch has none that writes into a given buffer."""
+        x = self.x.flatten(0, 1)
+        y = F.grouped_mm(x, self.w.mT, offs=self.ends)
+        self.y, self.dx = y.view_as(self.y), F.grouped_mm(y, self.w, offs=self.ends).view_as(self.dx)
+        self.dw = F.grouped_mm(y.t(), x, offs=self.ends)
 
 
-class Floor:
-    """A `Stepper` over the products of a case."""
+class _Products:
+    """A `Stepper` over products."""
 
-    def __init__(self, case: Mapping[str, Any], data: Mapping[str, Any]):
-        shape = Case(**case)
+    bytes_moved = None
+
+    def __init__(self, found: Iterable[Product], dtype: str):
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self._operands = [
-            _Operands(product, DTYPES[shape.dtype], device) for product in products(shape) for _ in range(product.count)
-        ]
+        self.operands = [[_Operands(product, DTYPES[dtype], device) for _ in range(product.count)] for product in found]
 
     def warm_up(self) -> str:
-        for _ in range(3):
-            self.step()
-        return "matrix products alone"
+        notes = ["matrix products alone"]
+        for alike in self.operands:
+            if len(alike[0].ways) > 1:
+                way, tried = fastest(alike[0].ways, alike[0].multiply)
+                notes.append(f"experts by {way} ({tried})")
+                for operands in alike:
+                    operands.way = way
+        self.step()
+        return "; ".join(notes)
 
     def step(self) -> None:
-        for operands in self._operands:
-            operands.multiply()
+        for alike in self.operands:
+            for operands in alike:
+                operands.multiply()
 
     def close(self) -> None:
         pass
+
+
+class Floor(_Products):
+    """The products of a training step."""
+
+    def __init__(self, case: Mapping[str, Any], data: Mapping[str, Any]):
+        shape = Case(**case)
+        super().__init__(products(shape), shape.dtype)
+
+
+class LayerFloor(_Products):
+    """The products of a mixture layer."""
+
+    def __init__(self, case: Mapping[str, Any]):
+        shape = LayerCase(**case)
+        super().__init__(
+            mixture_products(shape.tokens, shape.width, shape.experts, shape.active, shape.expert_width, layers=1),
+            shape.dtype,
+        )

@@ -1,29 +1,25 @@
-"""What all benchmarks share: rows, the machine they hold for, and timing that treats all implementations alike."""
+"""What all benchmarks share: what the user may ask for, and timing that treats all implementations alike."""
 
-import importlib.metadata
-import os
-import platform
+import importlib.util
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from rich.table import Table
-
+from ..base.errors import UserError
 from ..data.config import DataConfig
 from .child import Child
+from .report import Row
 
 OURS, FLOOR = "moescale", "floor"
-_PACKAGES = ("moescale", "torch", "deepspeed", "megatron-core", "transformers")
-_VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 
 @dataclass(frozen=True)
 class Request:
     """What the user asked for; see `run.run`."""
 
-    against: tuple[str, ...]
+    against: tuple[str, ...] | None
     cases: tuple[str, ...] | None
     threads: int | None
     allocators: Mapping[str, Mapping[str, str]]
@@ -33,74 +29,31 @@ class Request:
     say: Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One implementation of one case.
+class Case(Protocol):
+    """What is measured; ``tokens`` is how many a step works on."""
 
-    Attributes:
-        seconds: median over rounds of a step's mean time.
-        spread: (slowest - fastest round) / median: what the machine's mood did.
-        floor_seconds: the same of the matrix products alone.
-        ratio: median over rounds of this row's time over the floor's in the same round.
-        to_ours: the same over our implementation's; above 1 is slower than moescale.
-        allocator: name of the environment that the process ran in.
-    """
+    @property
+    def name(self) -> str: ...
 
-    case: str
-    impl: str
-    dtype: str
-    threads: int
-    seconds: float
-    spread: float
-    floor_seconds: float
-    ratio: float
-    to_ours: float
-    tokens_per_second: float
-    allocator: str
-    note: str
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+
+AnyCase = TypeVar("AnyCase", bound=Case)
 
 
 @dataclass(frozen=True)
-class Report:
-    """Rows and the machine that they were measured on."""
+class Implementation:
+    """How a `Child` makes it: the factory's name and its keyword arguments."""
 
-    machine: dict[str, Any]
-    rows: list[Row]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"machine": self.machine, "rows": [asdict(row) for row in self.rows]}
-
-    def table(self) -> Table:
-        """For a terminal."""
-        machine = self.machine
-        caption = (
-            f"{machine['cpu']}, {machine['cores']} cores, torch {machine['versions'].get('torch')}, load "
-            f"{machine['load']:.1f} before the first row"
-        )
-        table = Table(caption=caption, caption_justify="left")
-        for heading in ("case", "dtype", "allocator", "implementation"):
-            table.add_column(heading, no_wrap=True)
-        for heading in ("threads", "ms a step", "spread", "tokens/s", "x floor", "x ours"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("note", overflow="fold")
-        before: tuple[str, str, str] | None = None
-        for row in self.rows:
-            here = (row.case, row.dtype, row.allocator)
-            if before is not None and here != before:
-                table.add_section()
-            before = here
-            table.add_row(
-                *here,
-                row.impl,
-                str(row.threads),
-                f"{row.seconds * 1e3:.2f}",
-                f"{row.spread:.0%}",
-                f"{row.tokens_per_second:,.0f}",
-                f"{row.ratio:.2f}",
-                f"{row.to_ours:.2f}",
-                row.note,
-            )
-        return table
+    factory: str
+    payload: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -109,6 +62,7 @@ class Timing:
 
     rounds: tuple[float, ...]
     note: str
+    peak_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -126,6 +80,44 @@ class Timing:
         return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
+def chosen_peers(benchmark: str, request: Request, known: Sequence[str]) -> tuple[str, ...]:
+    """The peers to compare with, in the benchmark's order.
+
+    Raises:
+        UserError: an unknown peer, or one that is not installed.
+    """
+    wanted = known if request.against is None else request.against
+    for peer in wanted:
+        if peer not in known:
+            raise UserError(f"--against {peer}: unknown; bench {benchmark} compares with {', '.join(known)}")
+    if "transformers" in wanted and importlib.util.find_spec("transformers") is None:
+        raise UserError("--against transformers: not installed; pip install 'moescale[hf]', or leave it out")
+    return tuple(peer for peer in known if peer in wanted)
+
+
+def chosen_cases(
+    benchmark: str,
+    request: Request,
+    cases: Sequence[AnyCase],
+    default: Sequence[str],
+    with_threads: Callable[[AnyCase, int], AnyCase],
+) -> list[AnyCase]:
+    """The cases of the names asked for; those that differ in threads alone are one where the user gave threads.
+
+    Raises:
+        UserError: an unknown case.
+    """
+    known = dict.fromkeys(case.name for case in cases)
+    wanted = default if request.cases is None else request.cases
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--case {name}: unknown; bench {benchmark} has {', '.join(known)}")
+    chosen = [case for case in cases if case.name in wanted]
+    if request.threads is None:
+        return chosen
+    return list(dict.fromkeys(with_threads(case, request.threads) for case in chosen))
+
+
 def interleave(children: Mapping[str, Child], rounds: int, seconds: float) -> dict[str, Timing]:
     """Time implementations in turns A B C A B C ..., so that a drifting clock or a busy neighbour hits all alike.
 
@@ -140,29 +132,43 @@ def interleave(children: Mapping[str, Child], rounds: int, seconds: float) -> di
     for _ in range(rounds):
         for name, child in children.items():
             times[name].append(child.measure(seconds))
-    return {name: Timing(tuple(found), notes[name]) for name, found in times.items()}
+    peaks = {name: child.peak_bytes() for name, child in children.items()}
+    return {name: Timing(tuple(found), notes[name], peaks[name]) for name, found in times.items()}
 
 
-def machine() -> dict[str, Any]:
-    """What the rows hold for. ``load`` is the one-minute load average: figures from a busy machine are noisy."""
-    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = dict(line.split(":", 1) for line in reversed(about.splitlines()) if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = fields.get("flags", fields.get("Features", "")).split()
-    return {
-        "cpu": fields.get("model name", platform.processor() or platform.machine()),
-        "vector_units": [unit for unit in _VECTOR_UNITS if unit in flags],
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load": os.getloadavg()[0],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-    }
+def measured_rows(
+    case: Case, implementations: Mapping[str, Implementation], request: Request, seconds: float
+) -> Iterator[Row]:
+    """Rows of a case under every allocator setting, as they are measured.
 
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    Args:
+        implementations: `OURS` and `FLOOR` are among them.
+        seconds: length of a turn.
+    """
+    for allocator, environment in request.allocators.items():
+        request.say(f"{case.name} {case.dtype}, {case.threads} threads, {allocator} allocator")
+        with ExitStack() as stack:
+            children = {
+                name: stack.enter_context(Child(one.factory, one.payload, case.threads, environment))
+                for name, one in implementations.items()
+            }
+            moved = {name: child.wait_until_built() for name, child in children.items()}
+            timings = interleave(children, request.rounds, seconds)
+        for name, timing in timings.items():
+            bytes_moved = moved[name]
+            yield Row(
+                case=case.name,
+                impl=name,
+                dtype=case.dtype,
+                threads=case.threads,
+                seconds=timing.seconds,
+                spread=timing.spread,
+                floor_seconds=timings[FLOOR].seconds,
+                ratio=timing.ratio(timings[FLOOR]),
+                to_ours=timing.ratio(timings[OURS]),
+                tokens_per_second=case.tokens / timing.seconds,
+                allocator=allocator,
+                peak_bytes=timing.peak_bytes,
+                gigabytes_per_second=None if bytes_moved is None else bytes_moved / timing.seconds / 1e9,
+                note=timing.note,
+            )

@@ -20,6 +20,8 @@ WARM_UP = 5  # steps
 class WholeStep:
     """A `Stepper`: batch, Megatron schedule, DeepSpeed engine, norms, clipping, AdamW, statistics, a record line."""
 
+    bytes_moved = None
+
     def __init__(self, case: Mapping[str, Any], data: Mapping[str, Any]):
         self.config = run_config(Case(**case), data)
         install()

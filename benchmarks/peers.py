@@ -5,7 +5,6 @@ They get the same samples as our step, in the same order, drawn before anything 
 
 import contextlib
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from ..data import DataConfig, prepare
 from ..data.loader import TrainStream
 from .cases import Case
+from .fastest import fastest
 from .plain import Transformer
 
 BATCHES = 64  # drawn ahead, then repeated
@@ -27,6 +27,8 @@ WARM_UP = 5  # steps
 
 class PlainLoop:
     """A `Stepper` around a model from tokens to logits; bf16 is autocast over fp32 parameters."""
+
+    bytes_moved = None
 
     def __init__(self, model: nn.Module, case: Case, data: Mapping[str, Any]):
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
@@ -117,21 +119,13 @@ class HuggingFace(PlainLoop):
         if not self._mixture:
             super().warm_up()
             return "LlamaForCausalLM"
-        seconds = {name: self._try(name) for name in EXPERTS}
-        fastest = min(seconds, key=lambda name: seconds[name])
-        self._choose_experts(fastest)
-        tried = ", ".join(f"{name} {value * 1e3:.0f} ms" for name, value in seconds.items())
-        return f"OlmoeForCausalLM, experts {fastest} ({tried})"
+        best, tried = fastest(EXPERTS, self._try)
+        self._choose_experts(best)
+        return f"OlmoeForCausalLM, experts {best} ({tried})"
 
-    def _try(self, experts: str) -> float:
-        """Fastest of a few steps."""
+    def _try(self, experts: str) -> None:
         self._choose_experts(experts)
-        times = []
-        for _ in range(WARM_UP):
-            began = time.perf_counter()
-            self.step()
-            times.append(time.perf_counter() - began)
-        return min(times)
+        self.step()
 
     def loss(self, tokens_BS: Tensor, labels_BS: Tensor) -> Tensor:
         output = self.model(input_ids=tokens_BS)

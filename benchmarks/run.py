@@ -5,17 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..base.errors import UserError
 from ..data.config import DataConfig, DomainConfig
-from .harness import Report, Request, machine
+from .harness import Request
+from .report import Report, machine
 
 # Each is a module with ``rows(request) -> Iterator[Row]``.
-BENCHMARKS = ("step",)
+BENCHMARKS = ("moe", "dispatch", "step")
 
 
 def run(
     name: str,
     *,
     allocators: Mapping[str, Mapping[str, str]],
-    against: Sequence[str] = ("transformers", "plain"),
+    against: Sequence[str] | None = None,
     cases: Sequence[str] | None = None,
     threads: int | None = None,
     data: DataConfig | None = None,
@@ -28,9 +29,9 @@ def run(
     Args:
         allocators: environment variables of the measured processes, by the name that rows show; each case runs once
             under each of them.
-        against: peers beside our implementation and the floor, which always run.
+        against: peers beside our implementation and the floor, which always run; default: all that the benchmark has.
         cases: default: those the benchmark runs by itself.
-        threads: of every case; default: each case's own number.
+        threads: of every case; default: each case's own.
         data: text for the cases that read any; default: Python's standard library.
         rounds: turns that each implementation gets.
         seconds: length of a turn, at least one step.
@@ -43,7 +44,7 @@ def run(
     if name not in BENCHMARKS:
         raise UserError(f"bench {name}: no such benchmark; there is {', '.join(BENCHMARKS)}")
     request = Request(
-        against=tuple(against),
+        against=None if against is None else tuple(against),
         cases=None if cases is None else tuple(cases),
         threads=threads,
         allocators=allocators,

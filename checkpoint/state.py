@@ -2,10 +2,11 @@
 
 Three parts for each parameter: ``master`` (fp32 weights), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments). A rank
 under ZeRO 1 holds flat ranges of its parameters; here each parameter's ranges are summed over its replicas into
-whole local tensors, which the name map cuts into boxes of logical tensors.
+whole local tensors, which the name map cuts into boxes of logical tensors. A fourth part, ``buffer``, is what layers
+carry from step to step besides parameters: whole tensors, alike on every rank that holds the layer.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..models.names import Entry, Piece
+from ..models.names import Buffer, Entry, Piece
 from ..parallel.engine import Engine, Slice
 
 PARTS = ("master", "exp_avg", "exp_avg_sq")
+BUFFER = "buffer"
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,20 @@ class BoxReader(Protocol):
 
 
 class LogicalState:
-    """The bridge between an engine's slices and logical tensors."""
+    """The bridge between an engine's slices and logical tensors.
 
-    def __init__(self, engine: Engine, entries: Mapping[str, Entry]):
+    Args:
+        entries: every local parameter.
+        buffers: what its layers carry besides parameters; loaded in place.
+    """
+
+    def __init__(self, engine: Engine, entries: Mapping[str, Entry], buffers: Sequence[Buffer]):
         self.engine = engine
         self.entries = entries
+        self.buffers = buffers
 
     def boxes(self) -> Iterator[Box]:
-        """Masters and moments: every box that this rank is the one to store, every element on one rank.
+        """The whole state: every box that this rank is the one to store, every element on one rank.
 
         All ranks of the world must iterate together: each part is summed over replicas on the way.
         """
@@ -52,6 +60,9 @@ class LogicalState:
             # Before the first step there are no moments: they are zero.
             held = [(s.parameter, s.start, _values(s, part)) for s in slices if part == "master" or part in s.moments]
             yield from self.boxes_of(part, held)
+        groups = self.engine.groups
+        if groups.topology.data_rank(groups.rank) == 0 and groups.topology.tensor_rank(groups.rank) == 0:
+            yield from (Box(BUFFER, buffer.piece, buffer.values.cpu()) for buffer in self.buffers)
 
     def boxes_of(self, part: str, held: Iterable[tuple[nn.Parameter, int, Tensor]]) -> Iterator[Box]:
         """Boxes of anything that is held like slices: (parameter, first element, flat values); the rest is zero."""
@@ -65,7 +76,7 @@ class LogicalState:
                     yield Box(part, piece, piece.read(local))
 
     def load(self, reader: BoxReader) -> None:
-        """Set masters, moments and model parameters from logical tensors."""
+        """Set masters, moments, model parameters and buffers from logical tensors."""
         self.engine.prepare_moments()
         slices: dict[int, list[Slice]] = {}
         for owned in self.engine.slices():
@@ -79,6 +90,8 @@ class LogicalState:
                     target = _values(owned, part)
                     target.copy_(local.view(-1).narrow(0, owned.start, target.numel()))
         self.engine.publish_masters()
+        for buffer in self.buffers:
+            buffer.values.copy_(reader.box(BUFFER, buffer.piece))
 
     def _whole_local(self, entry: Entry, ranges: list[tuple[int, Tensor]]) -> Tensor:
         """This rank's whole local tensor in fp32, its ranges summed over the ranks that hold replicas."""

@@ -14,10 +14,10 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="what to measure: step")],
-    against: Annotated[str, typer.Option(metavar="LIST", help="peers beside ours")] = "transformers,plain",
+    name: Annotated[str, typer.Argument(help="what to measure: a layer (moe), its operations (dispatch), a step")],
+    against: Annotated[str | None, typer.Option(metavar="LIST", help="peers beside ours; default: all")] = None,
     case: Annotated[str | None, typer.Option(metavar="LIST", help="default: those the benchmark runs")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="default: each case's own")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="default: those of each case")] = None,
     allocator: Annotated[
         Literal["tuned", "default", "both"], typer.Option(help="glibc's settings, the same for all rows of a table")
     ] = "tuned",
@@ -31,7 +31,7 @@ def bench(
     report = run(
         name,
         allocators=settings if allocator == "both" else {allocator: settings[allocator]},
-        against=_list(against),
+        against=None if against is None else _list(against),
         cases=None if case is None else _list(case),
         threads=threads,
         rounds=rounds,

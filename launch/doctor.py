@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
@@ -31,7 +32,10 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that is looked at; imports torch."""
-    return [_python(), *_packages(), _torch(), _accelerator(), *_machine(), _compiler(), _apex(), _transformer_engine()]
+    return [
+        _python(), *_packages(), _torch(), _accelerator(), *_machine(), _compiler(), *_operations(), _apex(),
+        _transformer_engine(),
+    ]  # fmt: skip
 
 
 def missing(findings: list[Finding]) -> list[Finding]:
@@ -132,6 +136,26 @@ def _compiler() -> Finding:
     if found is None:
         return Finding("compiler", "none", True, False, "reference operations are used; install g++ or set CXX")
     return Finding("compiler", found + (f", {nvcc}" if nvcc else ""), True, False)
+
+
+def _operations() -> list[Finding]:
+    """Which implementation of each operation of csrc/ serves this machine."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    from ..compat.native import instruction_set
+    from ..moe import ops
+
+    device: Literal["CPU", "CUDA"] = "CUDA" if torch.cuda.is_available() else "CPU"
+    found = {name: ops.implementation(name, device) for name in ops.OPERATIONS}
+    references = [name for name, implementation in found.items() if implementation == "reference"]
+    if not references:
+        on = f"CPU, {instruction_set()}" if device == "CPU" else device
+        return [Finding("operations", f"all {len(found)} native ({on})", True, False)]
+    native = [name for name in found if name not in references]
+    text = f"reference: {', '.join(references)}" + (f"; native: {', '.join(native)}" if native else "")
+    return [Finding("operations", text, False, False, ops.unavailable or f"csrc/ was built without {device} kernels")]
 
 
 def _apex() -> Finding:

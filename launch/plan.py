@@ -12,7 +12,7 @@ from ..training.schedule import check_schedule
 from .branches import own_steps
 from .environment import cores
 from .expansion import shared_complaints
-from .plan_warnings import runs_warnings, study_warnings
+from .plan_warnings import routing_warnings, runs_warnings, study_warnings
 from .planned import Expansion, ImpossibleRun, Plan, PlannedRun, PlanRow
 from .study_config import StudyConfig
 from .vocabularies import Vocabularies
@@ -48,7 +48,7 @@ def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None,
     rows, refused = _plan([PlannedRun(config.name, family, (), config) for family, config in runs], world)
     if refused:
         raise _nothing_possible(refused)
-    return _with_workers(rows, (), workers)
+    return _with_workers(rows, (), workers).warning(routing_warnings([config for _, config in runs]))
 
 
 def _plan(runs: Iterable[PlannedRun], world: int) -> tuple[list[PlanRow], list[ImpossibleRun]]:

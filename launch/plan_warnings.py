@@ -39,9 +39,40 @@ def runs_warnings(plan: Plan) -> list[str]:
     return warnings
 
 
+def routing_warnings(configs: Sequence[RunConfig]) -> list[str]:
+    """About mixtures whose result depends on the layout, or that see the future."""
+    coupled: dict[str, list[str]] = {}
+    ahead: dict[str, list[str]] = {}
+    for config in configs:
+        if config.moe is not None:
+            for setting in config.moe.inexact:
+                coupled.setdefault(setting, []).append(config.name)
+            ahead.setdefault(config.moe.future, []).append(config.name)
+    warnings = [
+        f"{_runs(names, 'has', 'have')} {setting}, which couples the sequences of a micro-batch: results depend on the "
+        f"layout and on training.micro_batch: {_some(names)}"
+        for setting, names in coupled.items()
+    ]
+    if names := ahead.get("training", []):
+        warnings.append(
+            f"{_runs(names, 'uses', 'use')} future tokens for routing in training; evaluation does not: {_some(names)}"
+        )
+    if names := ahead.get("always", []):
+        warnings.append(
+            f"{_runs(names, 'uses', 'use')} future tokens for routing, in evaluation too, so that the loss is not a "
+            f"language model's and is left out of comparisons: {_some(names)}; moe.grouping=position and "
+            "moe.drop=position do not look ahead"
+        )
+    return warnings
+
+
 def study_warnings(study: StudyConfig, rows: Sequence[PlanRow], configs: Sequence[RunConfig]) -> list[str]:
     """About runs that are to be compared with each other; ``configs`` are those of ``rows``."""
-    return _never_compared(rows) + ([] if study.lr_rule else _one_learning_rate(rows, configs))
+    return [
+        *_never_compared(rows),
+        *([] if study.lr_rule else _one_learning_rate(rows, configs)),
+        *routing_warnings(configs),
+    ]
 
 
 def _never_compared(rows: Sequence[PlanRow]) -> list[str]:

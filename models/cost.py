@@ -78,8 +78,10 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
     for layer in range(model.layers // topology.pipeline):
         if moe is not None and moe.is_mixture(layer):
             width = moe.width_of_expert(model.width)
-            rows = moe.active + moe.shared
-            elements += common + rows * (2 * model.width + 5 * width) + 6 * moe.experts
+            padding = moe.capacity if moe.padded and moe.capacity is not None else 1.0
+            rows = moe.active * padding + moe.shared
+            scores = 6 * moe.experts if moe.scored else 0
+            elements += common + rows * (2 * model.width + 5 * width) + scores
         else:
             elements += common + dense
     in_flight = topology.pipeline  # micro-batches whose activations the first stage of 1F1B holds

@@ -15,10 +15,11 @@ CONVENTIONS = {
     "n": "non-embedding parameters; total counts every expert, active counts the routed experts a token visits, "
     "shared experts, router and norms",
     "d": "tokens seen in training",
-    "flops": "matrix products of forward and backward (3 x forward) incl. attention scores, router and head",
+    "flops": "matrix products of forward and backward (3 x forward) incl. attention scores, router and head; K visits "
+    "a token, those beyond an expert's capacity included, rows that only pad it not",
     "causal_attention": "full",
     "g": "4 * width / expert_width (arXiv 2402.07871); arXiv 2507.17702 calls half of it G",
-    "k": "routed experts a token visits; shared experts are not counted in K or E",
+    "k": "routed experts a token visits (on average, where experts choose); shared experts are not counted in K or E",
     "s": "1 - K / E over routed experts",
 }
 
@@ -87,7 +88,7 @@ def count_parameters(model: ModelConfig, moe: MoEConfig | None, vocab: int) -> P
     total = active = model.layers * common + (model.layers - mixtures) * 3 * model.width * model.ffn + model.width
     router = 0
     if moe is not None:
-        router = mixtures * model.width * moe.experts
+        router = mixtures * model.width * moe.experts if moe.scored else 0
         total += router + mixtures * (moe.experts + moe.shared) * _expert(model, moe)
         active += router + mixtures * (moe.active + moe.shared) * _expert(model, moe)
     embedding = (1 if model.tied else 2) * model.padded_vocab(vocab) * model.width
@@ -102,7 +103,7 @@ def flops_per_token(model: ModelConfig, moe: MoEConfig | None, vocab: int, seq: 
     router = 0
     if moe is not None:
         feed_forward += mixtures * 2 * (moe.active + moe.shared) * _expert(model, moe)
-        router = mixtures * 2 * model.width * moe.experts
+        router = mixtures * 2 * model.width * moe.experts if moe.scored else 0
     return FlopCounts(
         attention=model.layers * (2 * _attention_matrices(model) + scores),
         feed_forward=feed_forward,

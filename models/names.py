@@ -9,6 +9,10 @@ vocabulary, H heads of width d, F feed-forward width, E experts:
     layers.i.attention.q [H d, D]   .k [Hkv d, D]   .v [Hkv d, D]   .o [D, H d]   .q_norm   .k_norm
     layers.i.ffn.gate [F, D]   .up [F, D]   .down [D, F]
     layers.i.moe.router [E, D]   layers.i.moe.experts.j.gate|up|down   layers.i.moe.shared.gate|up|down
+
+What a mixture carries from step to step besides its parameters (moe/balance.py):
+
+    layers.i.moe.bias [E]   layers.i.moe.load [E]
 """
 
 from collections.abc import Callable
@@ -65,6 +69,14 @@ class Entry:
     role: Role
 
 
+@dataclass(frozen=True)
+class Buffer:
+    """What a layer carries from step to step besides parameters: whole, and alike on every rank with that layer."""
+
+    values: Tensor
+    piece: Piece
+
+
 def _whole(name: str, local: Tensor) -> tuple[Piece, ...]:
     shape = tuple(local.shape)
     return (Piece(name, shape, (0,) * len(shape), shape, lambda t: t),)
@@ -97,10 +109,37 @@ class NameMap:
         """
         return {name: self._entry(name, parameter) for name, parameter in gpt.named_parameters()}
 
+    def buffers(self, gpt: nn.Module) -> list[Buffer]:
+        """Every persistent buffer of this rank's layers.
+
+        Raises:
+            KeyError: a buffer that the map does not know.
+        """
+        parameters = dict(gpt.named_parameters(remove_duplicate=False))
+        state = {name: value for name, value in gpt.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+        return [
+            Buffer(values, *_whole(self._buffer_name(name), values))
+            for name, values in state.items()
+            if name not in parameters
+        ]
+
+    def _buffer_name(self, name: str) -> str:
+        prefix, rest = self._in_layer(name) if name.startswith("decoder.layers.") else ("", name)
+        match rest:
+            case "mlp.balance.bias_E":
+                return prefix + "moe.bias"
+            case "mlp.balance.load_E":
+                return prefix + "moe.load"
+        raise KeyError(f"no logical name for the buffer {name}")
+
+    def _in_layer(self, name: str) -> tuple[str, str]:
+        """(logical prefix of the layer, the rest of the module's own name)."""
+        _, _, local_layer, rest = name.split(".", 3)
+        return f"layers.{self.first_layer + int(local_layer)}.", rest
+
     def _entry(self, name: str, parameter: nn.Parameter) -> Entry:
         if name.startswith("decoder.layers."):
-            _, _, local_layer, rest = name.split(".", 3)
-            prefix = f"layers.{self.first_layer + int(local_layer)}."
+            prefix, rest = self._in_layer(name)
             pieces, role = self._layer_entry(prefix, rest, parameter)
         else:
             pieces, role = self._outer_entry(name, parameter)

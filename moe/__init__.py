@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from .config import MoEConfig
 
 if TYPE_CHECKING:
+    from .context import RoutingContext
     from .layer import MoELayer, MoEOutput
 
-__all__ = ["MoEConfig", "MoELayer", "MoEOutput"]
+__all__ = ["MoEConfig", "MoELayer", "MoEOutput", "RoutingContext"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from . import layer
 
         return getattr(layer, name)
+    if name == "RoutingContext":
+        from .context import RoutingContext
+
+        return RoutingContext
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,79 +1,126 @@
-"""Losses that keep routing healthy, and the counts they share with the statistics.
+"""What keeps routing healthy: the load-balance loss, the z-loss and the bias that steers without a loss.
 
-Tokens come as ``T = S * B`` (sequence-first) or ``B * S`` (batch-first); `TokenGrid` knows which, so that losses of
-sequence scope are sums over whole sequences and do not depend on how a batch is cut into micro-batches.
+The load-balance loss is ``E * sum_i f_i P_i``: f_i is the share of visits that go to expert i, P_i the mean probability
+that the router gives it, and 1 is perfect balance (Fedus et al. 2021, 2101.03961, eq. 4-6, here with K visits a token).
+Over which tokens f and P are taken is its scope:
+
+- ``sequence``: over each sequence; the loss is the mean over sequences (DeepSeek-V2, 2405.04434, section 2.2.3).
+- ``global``: f over the whole batch of the previous optimizer step, P over each sequence. Qiu et al. (2501.11873) take
+  f of the present batch, which couples every micro-batch to all others; with the previous one the loss is linear in P.
+- ``micro_batch``: over the micro-batch, as Megatron-LM and transformers do, whatever size that happens to have.
+
+Sequence and global scope are means over sequences, so the sum over micro-batches and ranks is the same however a batch
+is cut. The micro-batch's is not: a product of two means is no mean of products.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch import Tensor, nn
 
 from ..parallel.exchange import sum_then_same_everywhere
-from .router import Routing
+from .config import MoEConfig
+from .routing import Routing, TokenGrid
 
 
 @dataclass(frozen=True)
-class TokenGrid:
-    """How T tokens lie in B sequences, and which of them are real.
+class Losses:
+    """Router losses of a micro-batch.
 
     Attributes:
-        sequences: number of sequences B.
-        batch_first: whether tokens are ordered ``[B, S]`` instead of ``[S, B]``.
-        mask_T: True for real tokens; None when all are.
-        group: ranks among which the tokens of each sequence are spread (sequence parallelism), or None.
+        total: what to add to the micro-batch's mean loss on this rank, coefficients included.
+        aux: load-balance loss, the same on all ranks that share the sequences. Under balance ``none`` it is that of
+            sequence scope: measured, not trained on.
+        z_sum: squared log-partitions, summed over the real tokens of this rank.
     """
 
-    sequences: int
-    batch_first: bool = False
-    mask_T: Tensor | None = None
-    group: ProcessGroup | None = None
-
-    def sum_by_sequence(self, values_TE: Tensor) -> Tensor:
-        """Sum over the real tokens of each sequence on this rank: ``[T, E] -> [B, E]``."""
-        if self.mask_T is not None:
-            values_TE = values_TE * self.mask_T.unsqueeze(-1)
-        if self.batch_first:
-            return values_TE.view(self.sequences, -1, values_TE.shape[-1]).sum(dim=1)
-        return values_TE.view(-1, self.sequences, values_TE.shape[-1]).sum(dim=0)
-
-    def sequence_of_token(self, tokens: int, device: torch.device) -> Tensor:
-        """Index of each token's sequence, ``[T]``."""
-        index_T = torch.arange(tokens, device=device)
-        if self.batch_first:
-            return index_T // (tokens // self.sequences)
-        return index_T % self.sequences
+    total: Tensor
+    aux: Tensor
+    z_sum: Tensor
 
 
-def visits_by_sequence(routing: Routing, grid: TokenGrid) -> Tensor:
-    """How often the real tokens of each sequence on this rank visit each expert: ``[B, E]`` float32."""
-    tokens, experts = routing.probs_TE.shape
-    cell_TK = grid.sequence_of_token(tokens, routing.index_TK.device).unsqueeze(-1) * experts + routing.index_TK
-    if grid.mask_T is not None:
-        cell_TK = cell_TK[grid.mask_T]
-    visits = torch.bincount(cell_TK.flatten(), minlength=grid.sequences * experts)
-    return visits.view(grid.sequences, experts).float()
+class Balance(nn.Module):
+    """The losses of one layer and what they carry from step to step.
 
+    Both buffers are float32 whatever the model's dtype and the same on every rank that holds the layer.
 
-def load_balance_loss(routing: Routing, visits_BE: Tensor, grid: TokenGrid) -> Tensor:
-    """Mean over sequences of ``E * sum_i f_i P_i``; 1 when all experts are visited and scored alike.
-
-    f_i is the share of a sequence's visits that go to expert i, P_i its mean probability (Fedus et al. 2021, eq. 4-6,
-    with K visits a token; over each sequence as in DeepSeek-V2, 2405.04434, section 2.2.3).
+    Attributes:
+        bias_E: added to the scores when experts are selected, or None without ``moe.bias_rate``.
+        load_E: visits of each expert in the previous optimizer step, zeros before the first; None unless the scope
+            is global.
     """
-    experts = visits_BE.shape[-1]
-    scored_BE = sum_then_same_everywhere(grid.sum_by_sequence(routing.probs_TE), grid.group)
-    visited_BE = sum_then_same_everywhere(visits_BE, grid.group)
-    visits_B = visited_BE.sum(dim=-1)
-    tokens_B = visits_B / routing.index_TK.shape[-1]
-    products_B = (visited_BE * scored_BE).sum(dim=-1)
-    return (experts * products_B / (visits_B * tokens_B).clamp(min=1)).mean()
+
+    bias_E: Tensor | None
+    load_E: Tensor | None
+
+    def __init__(self, config: MoEConfig):
+        super().__init__()
+        self.config = config
+        zeros_E = torch.zeros(config.experts, dtype=torch.float32)
+        self.register_buffer("bias_E", zeros_E.clone() if config.bias_rate else None)
+        self.register_buffer("load_E", zeros_E if config.balance == "global" else None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Balance":
+        """Follow the model to its device and to wider types, not to narrower ones.
+
+        In bf16's eight bits a bias would stop where its steps round away, and counts would be wrong.
+        """
+
+        def wide(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return buffer.to(moved.device, torch.promote_types(moved.dtype, buffer.dtype))
+
+        super()._apply(wide, recurse)
+        return self
+
+    def loss(self, routing: Routing, grid: TokenGrid) -> Losses:
+        """The losses of this micro-batch."""
+        scored_BE, visits_BE, tokens_B = _of_whole_sequences(routing, grid)
+        aux = self._load_balance(scored_BE, visits_BE, tokens_B)
+        z_sum = routing.logsumexp_T.square().sum()  # Zoph et al. 2022, ST-MoE, eq. 5
+        total = self.config.z_loss * z_sum / tokens_B.sum().clamp(min=1)
+        if self.config.balance != "none":
+            total = total + self.config.aux_loss * aux
+        return Losses(total, aux, z_sum)
+
+    def _load_balance(self, scored_BE: Tensor, visits_BE: Tensor, tokens_B: Tensor) -> Tensor:
+        if self.config.balance == "micro_batch":
+            scored_BE, visits_BE = scored_BE.sum(dim=0, keepdim=True), visits_BE.sum(dim=0, keepdim=True)
+            tokens_B = tokens_B.sum(dim=0, keepdim=True)
+        share = _shares(visits_BE) if self.load_E is None else self._previous_shares().to(scored_BE.dtype)
+        products_B = (share * scored_BE).sum(dim=-1)
+        return self.config.experts * (products_B / tokens_B.clamp(min=1)).mean()
+
+    def _previous_shares(self) -> Tensor:
+        """Shares of the previous step's visits, ``[E]``; all alike before the first step."""
+        assert self.load_E is not None
+        return torch.where(self.load_E.sum() > 0, _shares(self.load_E), 1 / self.config.experts)
+
+    @torch.no_grad()
+    def observe(self, visits_E: Tensor) -> None:
+        """Take note of the visits of an optimizer step: once a step, summed over all ranks, before any is dropped.
+
+        The bias of an expert with fewer visits than the mean rises by ``moe.bias_rate``, of one with more it falls
+        (Wang et al. 2024, 2408.15664, algorithm 1; DeepSeek-V3, 2412.19437, section 2.1.2).
+        """
+        if self.bias_E is not None:
+            lacking_E = torch.sign(visits_E.mean() - visits_E)
+            self.bias_E.add_(self.config.bias_rate * lacking_E.to(self.bias_E))
+        if self.load_E is not None:
+            self.load_E.copy_(visits_E)
 
 
-def z_loss_sum(routing: Routing, grid: TokenGrid) -> Tensor:
-    """Sum over this rank's real tokens of the squared log-partition (Zoph et al. 2022, ST-MoE, eq. 5)."""
-    squares_T = routing.logsumexp_T.square()
-    if grid.mask_T is not None:
-        squares_T = squares_T * grid.mask_T
-    return squares_T.sum()
+def _shares(visits: Tensor) -> Tensor:
+    """Each expert's share of the visits, ``[..., E]``; zeros where there are none."""
+    return visits / visits.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def _of_whole_sequences(routing: Routing, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """(probabilities, visits, real tokens) summed over each sequence, over all ranks that share it, in one message."""
+    tokens_T1 = routing.scored_BE.new_ones(routing.index_TK.shape[0], 1)
+    tokens_B1 = grid.sum_by_sequence(tokens_T1)
+    sums = torch.cat([routing.scored_BE, routing.visits_BE, tokens_B1], dim=1)
+    experts = routing.scored_BE.shape[1]
+    scored_BE, visits_BE, tokens_B1 = sum_then_same_everywhere(sums, grid.group).split([experts, experts, 1], dim=1)
+    return scored_BE, visits_BE, tokens_B1.squeeze(1)

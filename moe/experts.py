@@ -1,8 +1,14 @@
 """Experts: feed-forward networks over rows ordered by expert."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from . import ops
+from .dispatch import Assignment
 
 
 def row_multiple(x: Tensor) -> int:
@@ -26,12 +32,42 @@ class GroupedExperts(nn.Module):
         self.w_in = nn.Parameter(torch.empty(local_experts, 2 * expert_width, width))
         self.w_out = nn.Parameter(torch.empty(local_experts, width, expert_width))
 
-    def forward(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
-        """Apply expert j to its ``counts_E[j]`` consecutive rows; any count may be zero, all may be."""
-        ends_E = counts_E.cumsum(0).to(torch.int32)
-        gate_up = F.grouped_mm(rows_RD, self.w_in.transpose(1, 2), offs=ends_E)
-        gate_RF, up_RF = gate_up.chunk(2, dim=-1)
-        return F.grouped_mm(F.silu(gate_RF) * up_RF, self.w_out.transpose(1, 2), offs=ends_E)
+    def forward(self, rows_RD: Tensor, assignment: Assignment, weight_TK: Tensor | None = None) -> Tensor:
+        """Apply expert j to its ``counts_E[j]`` consecutive rows; any count may be zero, all may be.
+
+        Args:
+            weight_TK: multiplies the result of each visit. It is applied to the activations, which are narrower
+                than the result where experts are fine, and need not be kept for its gradient.
+        """
+        return _Experts.apply(rows_RD, weight_TK, self.w_in, self.w_out, assignment)
+
+
+class _Experts(torch.autograd.Function):
+    """Both products and the SwiGLU between them. Keeps the rows and ``gate_up``; recomputes the activations, which
+    take the place of their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_RD: Tensor, weight_TK: Tensor | None, w_in: Tensor, w_out: Tensor, assignment: Assignment
+    ) -> Tensor:
+        weight_TK = None if weight_TK is None else weight_TK.contiguous()
+        visit_R = None if weight_TK is None else assignment.visit_R
+        gate_up = F.grouped_mm(rows_RD, w_in.transpose(1, 2), offs=assignment.ends_E)
+        act_RF = ops.swiglu(gate_up, weight_TK, visit_R)
+        ctx.save_for_backward(rows_RD, gate_up, weight_TK, visit_R, w_in, w_out, assignment.ends_E)
+        return F.grouped_mm(act_RF, w_out.transpose(1, 2), offs=assignment.ends_E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows_RD, gate_up, weight_TK, visit_R, w_in, w_out, ends_E = ctx.saved_tensors
+        grad_out_RD = gradients[0].contiguous()
+        act_RF = F.grouped_mm(grad_out_RD, w_out, offs=ends_E)  # the gradient of the activations, until overwritten
+        grad_gate_up, grad_weight_TK = ops.swiglu_backward(act_RF, gate_up, weight_TK, visit_R)
+        grad_w_out = F.grouped_mm(grad_out_RD.t(), act_RF, offs=ends_E)
+        grad_w_in = F.grouped_mm(grad_gate_up.t(), rows_RD, offs=ends_E)
+        grad_rows_RD = F.grouped_mm(grad_gate_up, w_in, offs=ends_E)
+        return grad_rows_RD, None if weight_TK is None else grad_weight_TK, grad_w_in, grad_w_out, None
 
 
 class SharedExperts(nn.Module):
@@ -43,5 +79,31 @@ class SharedExperts(nn.Module):
         self.w_out = nn.Parameter(torch.empty(width, hidden))
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = F.linear(x_TD, self.w_in).chunk(2, dim=-1)
-        return F.linear(F.silu(gate_TF) * up_TF, self.w_out)
+        """``[T, D] -> [T, D]``."""
+        return feed_forward(x_TD, self.w_in, self.w_out)
+
+
+def feed_forward(x_TD: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    """One SwiGLU feed-forward network, kept in memory as sparingly as the experts: ``[..., D] -> [..., D]``."""
+    return _FeedForward.apply(x_TD, w_in, w_out)
+
+
+class _FeedForward(torch.autograd.Function):
+    """`_Experts` for a single expert that sees every token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+        x_TD = x.reshape(-1, x.shape[-1])
+        gate_up = F.linear(x_TD, w_in)
+        ctx.save_for_backward(x_TD, gate_up, w_in, w_out)
+        ctx.shape = x.shape
+        return F.linear(ops.swiglu(gate_up, None, None), w_out).view(*x.shape[:-1], w_out.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_TD, gate_up, w_in, w_out = ctx.saved_tensors
+        grad_out_TD = gradients[0].reshape(-1, w_out.shape[0])
+        act_TF = grad_out_TD @ w_out  # the gradient of the activations, until overwritten
+        grad_gate_up, _ = ops.swiglu_backward(act_TF, gate_up, None, None)
+        return (grad_gate_up @ w_in).view(ctx.shape), grad_gate_up.t() @ x_TD, grad_out_TD.t() @ act_TF

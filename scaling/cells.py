@@ -55,8 +55,11 @@ class Cell:
 
 
 def finished(points: Iterable[Point]) -> list[Point]:
-    """The points that profiles, comparisons and seed noise are made of; runs that only check a setting are not."""
-    return [p for p in completed(points) if not p.check]
+    """The points that profiles, comparisons and seed noise are made of.
+
+    Runs that only check a setting are not, nor those whose evaluation knows later tokens.
+    """
+    return [p for p in completed(points) if not p.check and p.future != "always"]
 
 
 def completed(points: Iterable[Point]) -> list[Point]:

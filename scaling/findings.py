@@ -22,7 +22,7 @@ def findings(study: Analysis) -> list[str]:
         *_effects("sparsity", study.sparsity),
         *_effects("granularity", study.granularity),
     ]
-    closing = [*_noise_ratios(study), *_rates(study.rates)]
+    closing = [*_noise_ratios(study), *_rates(study.rates), *_future(study.points)]
     return in_words(study.points, study.profiles, study.powers, study.comparisons, study.noise, further, closing)
 
 
@@ -49,7 +49,18 @@ def in_words(
 
 def warnings_of(study: Analysis) -> list[str]:
     """What the reader must know before believing the findings."""
-    return [_refuted(check) for check in study.rates if check.refuted]
+    return [*_future(study.points), *(_refuted(check) for check in study.rates if check.refuted)]
+
+
+def _future(points: Sequence[Point]) -> list[str]:
+    """Families whose routing uses future tokens, in training or always."""
+    when = {
+        "training": "In training, routing of {} uses future tokens; in evaluation it does not.",
+        "always": "Routing of {} uses future tokens in evaluation too: these losses are not a language model's, and "
+        "are left out of all comparisons and fits.",
+    }
+    told = {key: list(dict.fromkeys(p.family for p in points if p.future == key)) for key in when}
+    return [when[key].format(formats.listed(families)) for key, families in told.items() if families]
 
 
 def verdict(difference: Difference) -> str:

@@ -51,7 +51,7 @@ def loss_curves(points: Sequence[Point], records: Mapping[str, Record]) -> Plot 
         steps = records[point.run].steps
         tokens, loss = column(steps, "tokens"), column(steps, "loss")
         axis.plot(*thin(tokens, loss, MARKS), color=palette[point.family], linewidth=0.9, alpha=0.65,
-                  linestyle=":" if point.check else "-")  # fmt: skip
+                  linestyle=":" if point.check else "--" if point.future else "-")  # fmt: skip
         values += list(loss[len(loss) // 20 :][np.isfinite(loss[len(loss) // 20 :])])
         rows += [
             (point.run, point.family, formats.count(x), formats.fixed(y))
@@ -68,6 +68,8 @@ def loss_curves(points: Sequence[Point], records: Mapping[str, Record]) -> Plot 
     caption = "Training loss, one line a run, averaged over equal parts of log tokens. The steep beginning is cut off."
     if any(point.check for point in shown):
         caption += " Dotted: runs that only check the learning rate."
+    if any(point.future for point in shown):
+        caption += " Dashed: routing uses future tokens, so the loss is not a language model's."
     return Plot("curves", "Loss curves", as_image(figure), caption, ("run", "family", "tokens", "loss"), rows)
 
 

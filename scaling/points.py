@@ -20,6 +20,7 @@ from .record import Record
 HELD_OUT = "held_out"  # domain of the evaluation that a point's loss is taken from
 LAST_SHARE = 0.1  # of the steps, over which the training loss is averaged
 CHECKS = ("", "lr")  # what a run only checks
+FUTURES = ("", "training", "always")  # when later tokens decide where earlier ones are routed
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Point:
         state: done, preempted, failed or running.
         why: why it ended, when it did not end well.
         check: "lr" for a run that only checks the learning rate: left out of every comparison and fit.
+        future: "training" or "always" where a token's output depends on later tokens in training, or in evaluation
+            too: then the loss is not a language model's, and left out of every comparison and fit.
         seed: of initialisation and data order.
         n: the law's N, in tables that hold one count only; ours hold n_total and n_active.
         n_total, n_active: non-embedding parameters, all and those that one token uses.
@@ -59,6 +62,7 @@ class Point:
     state: str = "done"
     why: str = ""
     check: str = ""
+    future: str = ""
     seed: int | None = None
     n: float | None = None
     n_total: float | None = None
@@ -111,6 +115,7 @@ def point_from_record(record: Record, name: str, family: str, check: str = "") -
         state=state,
         why=record.end["why"] if record.end and state != "done" else "",
         check=check,
+        future=_future(mixture),
         seed=header["seed"],
         n_total=counts["total"],
         n_active=counts["active"],
@@ -133,6 +138,12 @@ def point_from_record(record: Record, name: str, family: str, check: str = "") -
         tokens_per_second=trained_here / seconds if seconds else None,
         seconds=seconds or None,
     )
+
+
+def _future(mixture: Mapping[str, Any] | None) -> str:
+    """Records of before the routers that can look ahead do not speak of it."""
+    found = (mixture or {}).get("future", "never")
+    return "" if found == "never" else found
 
 
 def _final_evaluation(record: Record) -> dict[str, Any]:
@@ -206,8 +217,12 @@ def _point(path: Path, number: int, row: Mapping[str, str | None], source: Mappi
                 values[name] = int(value) if name in _WHOLE else value
             except (ValueError, OverflowError):
                 raise UserError(f"{path}, row {number}, column {column}: {text!r} is not a number") from None
-    if values.get("check", "") not in CHECKS:
-        raise UserError(f"{path}, row {number}, column check: {values['check']!r} is not known; it is empty or lr")
+    for name, known in (("check", CHECKS), ("future", FUTURES)):
+        if values.get(name, "") not in known:
+            raise UserError(
+                f"{path}, row {number}, column {name}: {values[name]!r} is not known; it is empty or "
+                f"{' or '.join(known[1:])}"
+            )
     return Point(**values)
 
 
@@ -232,12 +247,16 @@ def column(points: Sequence[Point], law: Law, variable: str) -> Array:
 def variables_of(points: Sequence[Point], law: Law) -> tuple[dict[str, Array], Array, list[Point]]:
     """What `fit` takes: the law's variables and the loss, each [n], and the finished points they come from.
 
-    Runs that only check a setting are left out.
+    Runs that only check a setting are left out, and those whose evaluation knows later tokens.
 
     Raises:
         UserError: no point has a loss, or one that has lacks a variable.
     """
-    used = [point for point in points if point.state == "done" and point.loss is not None and not point.check]
+    used = [
+        point
+        for point in points
+        if point.state == "done" and point.loss is not None and not point.check and point.future != "always"
+    ]
     if not used:
         raise UserError("no finished run with a loss among the points: nothing to fit")
     loss = np.array([point.loss for point in used], dtype=float)

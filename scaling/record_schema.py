@@ -48,6 +48,9 @@ class Mixture(_Line):
     granularity: float = Field(description="G = 4 x model width / expert width (arXiv 2402.07871)")
     shared: int = Field(description="shared experts, not counted in experts and active")
     layers: int = Field(description="number of MoE layers")
+    future: Literal["never", "training", "always"] = Field(
+        "never", description="when routing lets a token's output depend on later tokens; always: evaluation too"
+    )
 
 
 class Parent(_Line):
@@ -116,6 +119,7 @@ class RouterLoad(_Line):
     dropped: float | None = Field(description="share of token-expert assignments dropped by capacity")
     dead: float | None = Field(description="share of experts without a token")
     p95_load: float | None = Field(description="95th percentile of load over mean load")
+    bias_range: float | None = Field(None, description="largest minus smallest selection bias; absent: no bias")
 
 
 class Step(_Line):

@@ -139,15 +139,18 @@ def batch_blocks(study: Analysis) -> list[Block]:
 
 def run_table(points: Sequence[Point], digits: int) -> Table:
     """Every run, failed ones with their reason."""
-    checks = any(point.check for point in points)
     columns: tuple[str, ...] = (
         "run", "family", "state", "why", "N total", "N active", "D (tokens)", "C (FLOPs)", "batch (tokens)", "peak lr",
         "seed", "loss (nats/token)", "train loss (nats/token)", "bits/byte", "tokens/s",
     )  # fmt: skip
     rows = [_run_row(point, digits) for point in points]
-    if checks:
-        columns = (*columns[:4], "only checks", *columns[4:])
-        rows = [(*row[:4], point.check, *row[4:]) for row, point in zip(rows, points, strict=True)]
+    for title, values in (
+        ("uses future tokens", [point.future for point in points]),
+        ("only checks", [point.check for point in points]),
+    ):
+        if any(values):
+            columns = (*columns[:4], title, *columns[4:])
+            rows = [(*row[:4], value, *row[4:]) for row, value in zip(rows, values, strict=True)]
     return Table(columns, rows)
 
 

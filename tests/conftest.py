@@ -50,17 +50,19 @@ def one_rank() -> Iterator[object]:
 class Trained:
     """A small mixture model, its engine, and ``backward(samples)``."""
 
-    def __init__(self, groups: Any, zero: int, dtype: str, kind: Callable[..., torch.optim.Optimizer]):
+    def __init__(self, groups: Any, zero: int, dtype: str, kind: Callable[..., torch.optim.Optimizer], moe: MoEConfig):
         from moescale.models.build import build_model
         from moescale.models.initialise import initialise
         from moescale.models.names import NameMap
         from moescale.parallel.engine import Engine
 
-        self.gpt = build_model(MODEL, MOE, vocab=100, seq=16, dtype=dtype, groups=groups)
-        self.entries = NameMap(MODEL, MOE, groups).entries(self.gpt)
+        self.gpt = build_model(MODEL, moe, vocab=100, seq=16, dtype=dtype, groups=groups)
+        names = NameMap(MODEL, moe, groups)
+        self.entries = names.entries(self.gpt)
         initialise(self.entries.values(), MODEL, seed=0)
         self.roles = {entry.parameter: entry.role for entry in self.entries.values()}
         self.engine = Engine(self.gpt, self.roles, groups, kind, zero)
+        self.buffers = names.buffers(self.gpt)
 
     def backward(self, first: int, count: int = 2, weight: float = 1.0) -> None:
         """Add the gradients of ``weight`` x the mean loss of samples ``first ... first + count``."""
@@ -87,7 +89,9 @@ def train(one_rank: Any) -> Callable[..., Trained]:
 
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(()))
 
-    def make(zero: int = 1, dtype: str = "fp32", optimizer: Callable[..., Any] = adamw) -> Trained:
-        return Trained(one_rank, zero, dtype, optimizer)
+    def make(
+        zero: int = 1, dtype: str = "fp32", optimizer: Callable[..., Any] = adamw, moe: MoEConfig = MOE
+    ) -> Trained:
+        return Trained(one_rank, zero, dtype, optimizer, moe)
 
     return make

@@ -163,4 +163,4 @@ def test_the_layer_alone_loads_no_engine() -> None:
 def test_the_exported_names_are_there() -> None:
     from moescale import moe
 
-    assert set(moe.__all__) == {"MoEConfig", "MoELayer", "MoEOutput"}
+    assert set(moe.__all__) == {"MoEConfig", "MoELayer", "MoEOutput", "RoutingContext"}

@@ -18,11 +18,20 @@ from ..parallel.groups import Groups
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """``tokens``, ``labels`` int64 and ``mask`` float32, all ``[mb, S]`` on the device."""
+    """Sequences that a rank computes at once, on the device.
+
+    Attributes:
+        tokens, labels: int64 ``[mb, S]``.
+        mask: float32 ``[mb, S]``, one where the label counts.
+        samples: global number of each sequence, int64 ``[mb]``.
+        step: optimizer steps done; 0 in evaluation.
+    """
 
     tokens: Tensor
     labels: Tensor
     mask: Tensor
+    samples: Tensor
+    step: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,10 @@ class Batches:
         micro_batches = []
         count = self.batch // (micro_batch * self.data)
         for number in range(count):
-            tokens, labels, mask = self.stream.samples(self.samples_of(step, number, micro_batch))
-            micro_batches.append(MicroBatch(tokens.to(self.device), labels.to(self.device), mask.to(self.device)))
+            samples = self.samples_of(step, number, micro_batch)
+            tokens, labels, mask = (tensor.to(self.device) for tensor in self.stream.samples(samples))
+            numbers = torch.arange(samples.start, samples.stop, device=self.device)
+            micro_batches.append(MicroBatch(tokens, labels, mask, numbers, step))
         real = torch.stack([m.mask.sum() for m in micro_batches]).sum().double()
         if self.data > 1:
             dist.all_reduce(real, group=self.groups.data)

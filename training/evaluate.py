@@ -68,6 +68,8 @@ def _dealt(held_out: HeldOut, groups: Groups, at_once: int) -> list[MicroBatch]:
                 held_out.tokens_NS[index].to(device),
                 held_out.labels_NS[index].to(device),
                 (held_out.mask_NS[index] * inside).to(device),
+                wanted.to(device),
+                step=0,
             )
         )
     return batches

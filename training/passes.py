@@ -7,7 +7,8 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from ..models.build import GPT
+from ..models.build import GPT, mixture_layers_of
+from ..moe.context import RoutingContext
 from .batches import MicroBatch
 
 
@@ -16,11 +17,14 @@ class Passes:
 
     Args:
         seq: tokens in a sequence.
+        seed: of the run, for routing that is random.
     """
 
-    def __init__(self, gpt: GPT, seq: int):
+    def __init__(self, gpt: GPT, seq: int, seed: int):
         self.gpt = gpt
         self.seq = seq
+        self.seed = seed
+        self._contexts = [mixture.contexts for _, mixture in mixture_layers_of(gpt)]
         self._schedule = get_forward_backward_func()
         self._position_1S = torch.arange(seq, device=next(gpt.parameters()).device).unsqueeze(0)
 
@@ -48,6 +52,9 @@ class Passes:
     def _run(self, micro_batches: Sequence[MicroBatch], denominator: float, forward_only: bool) -> list[Tensor]:
         def forward_step(iterator: Any, model: GPT) -> tuple[Tensor, Any]:
             micro: MicroBatch = next(iterator)
+            context = RoutingContext(micro.tokens, micro.samples, micro.step, self.seed)
+            for contexts in self._contexts:
+                contexts.begin(context)
             position = self._position_1S.expand(micro.tokens.shape[0], -1)
             output = model(micro.tokens, position, None, labels=micro.labels)
 
@@ -57,7 +64,7 @@ class Passes:
 
             return output, loss_of
 
-        return self._schedule(
+        sums = self._schedule(
             forward_step_func=forward_step,
             data_iterator=iter(micro_batches),
             model=[self.gpt],
@@ -66,3 +73,6 @@ class Passes:
             micro_batch_size=micro_batches[0].tokens.shape[0],
             forward_only=forward_only,
         )
+        for contexts in self._contexts:
+            contexts.end()
+        return sums

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..models.counts import CONVENTIONS, count_parameters, flops_per_token, mixture_layers
+from ..moe import ops
 from ..scaling.record import RecordWriter
 from ..version import __version__
 from .budget import flops_per_step, tokens_per_step
@@ -39,6 +40,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "deepspeed": deepspeed.__version__,
         "megatron_core": megatron.core.__version__,
+        "operations": ops.unavailable or "native",
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "host": platform.node(),
         "platform": platform.platform(),
@@ -80,6 +82,7 @@ class Recorder:
                 "granularity": 4 * config.model.width / config.moe.width_of_expert(config.model.width),
                 "shared": config.moe.shared,
                 "layers": len(mixture_layers(config.model, config.moe)),
+                "future": config.moe.future,
             }
         self._record.header(
             {

@@ -52,7 +52,8 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         groups=groups,
         recompute=training.recompute,
     )
-    entries = NameMap(config.model, config.moe, groups).entries(gpt)
+    names = NameMap(config.model, config.moe, groups)
+    entries = names.entries(gpt)
     initialise(entries.values(), config.model, training.seed)
     engine = Engine(
         gpt,
@@ -69,9 +70,9 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         data=data,
         gpt=gpt,
         engine=engine,
-        state=LogicalState(engine, entries),
+        state=LogicalState(engine, entries, names.buffers(gpt)),
         batches=Batches(stream, groups, training.batch),
-        passes=Passes(gpt, training.seq),
+        passes=Passes(gpt, training.seq, training.seed),
         held_out=_held_out(config, data),
         steps=steps,
     )

@@ -52,10 +52,12 @@ def take_step(setup: Setup, step: int, lr: float, *, measure_noise: bool, stop_a
     engine.reduce()
     squares = engine.squares()
     noise = _noise(setup, small_squares, squares) if measure_noise else None
-    loss, vectors, stop = _gather(setup, loss_sum, batch, stop_asked)
+    loss, vectors, bias_ranges, stop = _gather(setup, loss_sum, batch, stop_asked)
     aux_loss, z_loss = mean_losses(vectors) if len(vectors) else (None, None)
     layers = mixture_layers(setup.config.model, setup.config.moe)
     router = [summarise(layer, vector) for layer, vector in zip(layers, vectors, strict=True)]
+    if setup.config.moe is not None and setup.config.moe.bias_rate:
+        router = [{**load, "bias_range": found} for load, found in zip(router, bias_ranges, strict=True)]
     result = StepResult(loss, squares, noise, router, aux_loss, z_loss, stop)
     if result.finite:
         clip = setup.config.optimizer.clip
@@ -63,23 +65,28 @@ def take_step(setup: Setup, step: int, lr: float, *, measure_noise: bool, stop_a
         if clip and norm > clip:
             engine.scale(clip / norm)
         engine.step(lr)
+        for layer, mixture in mixture_layers_of(setup.gpt):
+            mixture.balance.observe(vectors[layers.index(layer), :-EXTRA])
     return result
 
 
-def _gather(setup: Setup, loss_sum: Tensor, batch: StepBatch, stop_asked: bool) -> tuple[float, Tensor, bool]:
-    """Mean loss, statistics vector of each mixture layer, whether to stop: summed over all ranks in one message."""
+def _gather(
+    setup: Setup, loss_sum: Tensor, batch: StepBatch, stop_asked: bool
+) -> tuple[float, Tensor, list[float], bool]:
+    """Mean loss, statistics vector and range of biases of each mixture layer, whether to stop: all in one message."""
     groups = setup.groups
     topology, rank = groups.topology, groups.rank
     counts_loss = groups.is_last_stage and topology.tensor_rank(rank) == 0
-    vectors = _statistics(setup)
+    vectors, bias_ranges_L = _statistics(setup), _bias_ranges(setup)
     head = torch.tensor([0.0, float(stop_asked)], dtype=torch.float64, device=loss_sum.device)
     if counts_loss:
         head[0] = loss_sum
-    message = torch.cat([head, vectors.flatten().double()])
+    message = torch.cat([head, bias_ranges_L, vectors.flatten().double()])
     if topology.world > 1:
         dist.all_reduce(message)
-    loss, stops = message[:2].tolist()
-    return loss / batch.real_tokens, message[2:].view(vectors.shape), stops > 0
+    first = 2 + len(bias_ranges_L)
+    loss, stops, *bias_ranges = message[:first].tolist()
+    return loss / batch.real_tokens, message[first:].view(vectors.shape), bias_ranges, stops > 0
 
 
 def _statistics(setup: Setup) -> Tensor:
@@ -91,6 +98,19 @@ def _statistics(setup: Setup) -> Tensor:
     for layer, mixture in mixture_layers_of(setup.gpt):
         table[layers.index(layer)] = mixture.take_statistics()
     return table
+
+
+def _bias_ranges(setup: Setup) -> Tensor:
+    """``[mixture layers of the model]`` float64: largest minus smallest selection bias, on one rank of each stage."""
+    layers = mixture_layers(setup.config.model, setup.config.moe)
+    ranges_L = torch.zeros(len(layers), dtype=torch.float64, device=setup.batches.device)
+    topology, rank = setup.groups.topology, setup.groups.rank
+    if topology.data_rank(rank) == 0 and topology.tensor_rank(rank) == 0:
+        for layer, mixture in mixture_layers_of(setup.gpt):
+            if mixture.balance.bias_E is not None:
+                low, high = mixture.balance.bias_E.aminmax()
+                ranges_L[layers.index(layer)] = high - low
+    return ranges_L
 
 
 def _noise(setup: Setup, small: Squares, big: Squares) -> dict[str, Any]:

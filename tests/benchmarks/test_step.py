@@ -32,6 +32,8 @@ def test_tiny_gives_a_row_for_each_implementation(own_sources: DataConfig) -> No
     for row in rows.values():
         assert (row["case"], row["dtype"], row["threads"], row["allocator"]) == ("tiny", "fp32", 1, "default")
         assert row["seconds"] > 0
+        assert row["peak_bytes"] >= 0
+        assert row["gigabytes_per_second"] is None
         assert row["floor_seconds"] == rows["floor"]["seconds"]
         assert row["to_ours"] == 1 or row["impl"] != "moescale"
         assert row["ratio"] == 1 or row["impl"] != "floor"
@@ -46,6 +48,7 @@ def test_tiny_gives_a_row_for_each_implementation(own_sources: DataConfig) -> No
     [
         ("stop", {}, "bench stop"),
         ("step", {"cases": ["huge"]}, "--case huge"),
+        ("step", {"cases": ["e64"]}, "--case e64.*moe64"),
         ("step", {"against": ["plan"]}, "--against plan"),
     ],
 )

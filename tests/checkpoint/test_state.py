@@ -7,14 +7,26 @@ from typing import Any
 import pytest
 import torch
 
-from moescale.checkpoint.state import PARTS, LogicalState
-from moescale.checkpoint.storage import Checkpoint, folder_of, save
+from moescale.checkpoint.state import BUFFER, PARTS, LogicalState
+from moescale.checkpoint.storage import BadCheckpoint, Checkpoint, folder_of, save
+from moescale.moe import MoEConfig
+
+CARRYING = MoEConfig(experts=4, active=2, expert_width=16, balance="global", bias_rate=0.01)
+
+
+def state_of(made: Any) -> LogicalState:
+    return LogicalState(made.engine, made.entries, made.buffers)
 
 
 def step(made: Any, first: int) -> None:
+    """An optimizer step as training/step.py takes it."""
+    from moescale.models.build import mixture_layers_of
+
     made.backward(first)
     made.engine.reduce()
     made.engine.step(0.01)
+    for _, mixture in mixture_layers_of(made.gpt):
+        mixture.balance.observe(mixture.take_statistics()[: mixture.config.experts])
 
 
 def everything(made: Any) -> dict[str, torch.Tensor]:
@@ -24,13 +36,14 @@ def everything(made: Any) -> dict[str, torch.Tensor]:
     for owned in made.engine.slices():
         found.update({f"{names[id(owned.parameter)]}/{key}": value.clone() for key, value in owned.moments.items()})
     found.update({name: entry.parameter.detach().clone() for name, entry in made.entries.items()})
+    found.update({buffer.piece.name: buffer.values.clone() for buffer in made.buffers})
     return found
 
 
 def assert_same_state(first: Any, second: Any) -> None:
     one, other = everything(first), everything(second)
     assert one.keys() == other.keys()
-    assert len(one) == 4 * len(first.entries)
+    assert len(one) == 4 * len(first.entries) + len(first.buffers)
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
 
@@ -41,9 +54,9 @@ def test_resuming_is_bit_exact(train: Callable[..., Any], tmp_path: Path, zero: 
     original = train(zero, dtype)
     step(original, 0)
     step(original, 2)
-    save(tmp_path, 2, LogicalState(original.engine, original.entries).boxes(), {})
+    save(tmp_path, 2, state_of(original).boxes(), {})
     resumed = train(zero, dtype)
-    LogicalState(resumed.engine, resumed.entries).load(Checkpoint(folder_of(tmp_path, 2)))
+    state_of(resumed).load(Checkpoint(folder_of(tmp_path, 2)))
     resumed.engine.steps_taken = original.engine.steps_taken
     assert_same_state(original, resumed)
     for made in (original, resumed):
@@ -54,7 +67,7 @@ def test_resuming_is_bit_exact(train: Callable[..., Any], tmp_path: Path, zero: 
 def test_a_state_before_the_first_step_has_zero_moments(train: Callable[..., Any]) -> None:
     """They are stored as zeros, so that every checkpoint holds every part."""
     made = train()
-    moments = [box for box in LogicalState(made.engine, made.entries).boxes() if box.part != "master"]
+    moments = [box for box in state_of(made).boxes() if box.part != "master"]
     assert len(moments) == 2 * sum(len(entry.pieces) for entry in made.entries.values())
     assert all(box.values.abs().max() == 0 for box in moments)
 
@@ -62,7 +75,7 @@ def test_a_state_before_the_first_step_has_zero_moments(train: Callable[..., Any
 def test_boxes_cover_every_logical_tensor_once(train: Callable[..., Any]) -> None:
     made = train()
     step(made, 0)
-    found = [(box.part, box.piece.name) for box in LogicalState(made.engine, made.entries).boxes()]
+    found = [(box.part, box.piece.name) for box in state_of(made).boxes()]
     names = {piece.name for entry in made.entries.values() for piece in entry.pieces}
     assert len(found) == len(set(found)) == len(PARTS) * len(names)
     assert {part for part, _ in found} == set(PARTS)
@@ -73,8 +86,59 @@ def test_zero_stages_store_the_same(train: Callable[..., Any]) -> None:
     for zero in (0, 1):
         made = train(zero)
         step(made, 0)
-        boxes = LogicalState(made.engine, made.entries).boxes()
+        boxes = state_of(made).boxes()
         stored.append({(box.part, box.piece.name): box.values.clone() for box in boxes})
     assert stored[0].keys() == stored[1].keys()
     for key, value in stored[0].items():
         torch.testing.assert_close(stored[1][key], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_what_balancing_carries_is_stored(train: Callable[..., Any], tmp_path: Path, dtype: str) -> None:
+    """Biases and loads of every layer, by logical name, bit for bit; a step without them would go elsewhere."""
+    original = train(dtype=dtype, moe=CARRYING)
+    names = [buffer.piece.name for buffer in original.buffers]
+    assert sorted(names) == [f"layers.{layer}.moe.{kind}" for layer in (0, 1) for kind in ("bias", "load")]
+    assert {buffer.values.dtype for buffer in original.buffers} == {torch.float32}
+    step(original, 0)
+    step(original, 2)
+    for buffer in original.buffers:
+        assert buffer.values.abs().max() > 0
+    boxes = [box for box in state_of(original).boxes() if box.part == BUFFER]
+    assert [box.piece.name for box in boxes] == names
+    save(tmp_path, 2, state_of(original).boxes(), {})
+    resumed = train(dtype=dtype, moe=CARRYING)
+    state_of(resumed).load(Checkpoint(folder_of(tmp_path, 2)))
+    resumed.engine.steps_taken = original.engine.steps_taken
+    assert_same_state(original, resumed)
+    for made in (original, resumed):
+        step(made, 4)
+    assert_same_state(original, resumed)
+    for buffer in resumed.buffers:  # they do matter: without them the next step is another
+        buffer.values.zero_()
+    for made in (original, resumed):
+        step(made, 6)
+    one, other = everything(original), everything(resumed)
+    assert not torch.equal(one["decoder.layers.0.mlp.router.weight"], other["decoder.layers.0.mlp.router.weight"])
+
+
+def test_a_checkpoint_without_buffers_serves_only_who_needs_none(train: Callable[..., Any], tmp_path: Path) -> None:
+    plain_config = CARRYING.model_copy(update={"balance": "sequence", "bias_rate": 0.0})
+    plain = train(moe=plain_config)
+    assert not plain.buffers
+    save(tmp_path, 1, state_of(plain).boxes(), {})
+    checkpoint = Checkpoint(folder_of(tmp_path, 1))
+    state_of(train(moe=plain_config)).load(checkpoint)
+    with pytest.raises(BadCheckpoint, match=r"holds no buffer/layers\.0\.moe\.bias"):
+        state_of(train(moe=CARRYING)).load(checkpoint)
+
+
+def test_an_unknown_buffer_is_refused(train: Callable[..., Any], one_rank: Any) -> None:
+    """As with parameters, nothing that a step depends on is left out silently."""
+    from moescale.models.config import ModelConfig
+    from moescale.models.names import NameMap
+
+    made = train(moe=CARRYING)
+    made.gpt.decoder.layers[1].mlp.register_buffer("memory", torch.zeros(3))
+    with pytest.raises(KeyError, match=r"no logical name for the buffer decoder\.layers\.1\.mlp\.memory"):
+        NameMap(ModelConfig(layers=2, width=32, heads=2), CARRYING, one_rank).buffers(made.gpt)

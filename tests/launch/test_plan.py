@@ -98,6 +98,25 @@ def test_families_that_are_never_compared():
     ]
 
 
+def test_routing_that_couples_tokens():
+    """Options of one axis, each warned of by itself; most of them need no warning."""
+    routers = ["topk", "hash", "forced", "expert_choice", "sinkhorn"]
+    group = {"family": "E8", "set": MOE, "grid": {"moe.router": routers}}
+    said = [warning for warning in plan({"a": group}).warnings if "compare" not in warning]
+    assert [warning.split(":")[0] for warning in said] == [
+        "2 runs have moe.grouping=position, which couples the sequences of a micro-batch"
+    ]
+    assert "expert_choice" in said[0]
+    assert "sinkhorn" in said[0]
+    ahead = {**MOE["moe"], "grouping": "sequence", "allow_future_leak": True}
+    group = {"family": "E8", "set": {"moe": ahead}, "grid": {"moe.router": ["expert_choice", "sinkhorn"]}}
+    training, always = [warning for warning in plan({"a": group}).warnings if "future tokens" in warning]
+    assert "1 run uses future tokens for routing in training; evaluation does not" in training
+    assert "sinkhorn" in training
+    assert "the loss is not a language model's" in always
+    assert "expert_choice" in always
+
+
 def test_one_learning_rate_for_several_widths():
     def said(**keys: Any) -> list[str]:
         groups = {"dense": {"family": "dense", **keys.pop("dense")}, "moe": {"family": "E8", "set": MOE, **keys}}

@@ -26,6 +26,22 @@ CASES: dict[str, tuple[ModelConfig, MoEConfig | None]] = {
         ModelConfig(layers=4, width=32, heads=4, kv_heads=2, qk_norm="full", head_dim=16, rope_base=500),
         MoEConfig(experts=6, active=3, granularity=8, every=2, score="softmax_normalized"),
     ),
+    "mixture, groups of experts": (
+        ModelConfig(layers=2, width=32, heads=2),
+        MoEConfig(
+            experts=6, active=2, granularity=8, score="sigmoid_normalized", groups=3, groups_active=2, weight_scale=2.5
+        ),
+    ),
+    "mixture, hashed": (
+        ModelConfig(layers=2, width=32, heads=2),
+        MoEConfig(experts=6, active=2, granularity=8, router="hash", shared=1),
+    ),
+    "mixture, experts choose": (
+        ModelConfig(layers=2, width=32, heads=2),
+        MoEConfig(
+            experts=4, active=2, granularity=8, router="expert_choice", grouping="sequence", allow_future_leak=True
+        ),
+    ),
 }
 
 
@@ -42,7 +58,13 @@ class Built:
         pieces = [(piece, entry.parameter) for entry in self.entries.values() for piece in entry.pieces]
         return {piece.name: piece.read(parameter).detach().double() for piece, parameter in pieces}
 
-    def losses(self, tokens_BS: Tensor, labels_BS: Tensor) -> Tensor:
+    def losses(self, tokens_BS: Tensor, labels_BS: Tensor, first: int = 0) -> Tensor:
+        """Losses of samples ``first ...``."""
+        from moescale.models.build import mixture_layers_of
+        from moescale.moe.context import RoutingContext
+
+        for _, mixture in mixture_layers_of(self.gpt):
+            mixture.contexts.begin(RoutingContext(tokens_BS, torch.arange(first, first + len(tokens_BS))))
         position_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
         return self.gpt(tokens_BS, position_BS, None, labels=labels_BS)
 

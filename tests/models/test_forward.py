@@ -13,7 +13,7 @@ from moescale.moe import MoEConfig
 
 
 def assert_close(found: Tensor, expected: Tensor, name: str) -> None:
-    worst = (found.double() - expected).abs().max() / expected.abs().max()
+    worst = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
     assert worst < 1e-5, f"{name} differs by {worst:.2e} of its largest value"
 
 
@@ -79,7 +79,10 @@ def test_causality(built: Any, make_batch: Callable[..., Any]) -> None:
     later[:, 9:] = (later[:, 9:] + 1) % 100
     with torch.no_grad():
         before, after = built.losses(tokens, labels), built.losses(later, labels)
-    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-5)
+    if built.moe is not None and not built.moe.causal:
+        assert (before[:, :9] - after[:, :9]).abs().max() > 1e-3
+    else:
+        torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-5)
     assert (before[:, 9:] - after[:, 9:]).abs().max() > 1e-2
 
 
@@ -91,20 +94,26 @@ def test_sequences_do_not_see_each_other(built: Any, make_batch: Callable[..., A
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_recomputation_changes_nothing(build: Callable[..., Any], make_batch: Callable[..., Any]) -> None:
-    """Losses, gradients, and statistics, which are counted once."""
+@pytest.mark.parametrize("options", [{}, {"jitter": 0.3}, {"router": "hash"}], ids=str)
+def test_recomputation_changes_nothing(
+    options: dict[str, Any], build: Callable[..., Any], make_batch: Callable[..., Any]
+) -> None:
+    """Losses, gradients, and statistics, which are counted once. Two batches go forward before one goes backward."""
     from moescale.models.build import mixture_layers_of
 
     model = ModelConfig(layers=2, width=32, heads=2)
-    moe = MoEConfig(experts=4, active=2, granularity=4, shared=1)
+    moe = MoEConfig(experts=4, active=2, granularity=4, shared=1, **options)
     found = []
     for recompute in ("none", "full"):
         made = build(model, moe, recompute=recompute)
         made.gpt.train()
-        losses = made.losses(*make_batch())
-        losses.mean().backward()
+        losses = [made.losses(*make_batch(seed=seed), first=10 * seed) for seed in (0, 1)]
+        for loss in losses:
+            loss.mean().backward()
+        for _, mixture in mixture_layers_of(made.gpt):
+            mixture.contexts.end()
         statistics = [mixture.take_statistics() for _, mixture in mixture_layers_of(made.gpt)]
-        found.append([losses.detach(), *statistics, *(p.grad for p in made.gpt.parameters())])
+        found.append([*(loss.detach() for loss in losses), *statistics, *(p.grad for p in made.gpt.parameters())])
     for plain, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
 

@@ -36,7 +36,8 @@ def expected_shapes(model: ModelConfig, moe: MoEConfig | None) -> dict[str, tupl
             swiglu(f"{layer}ffn.", model.ffn)
             continue
         hidden = moe.width_of_expert(width)
-        shapes[f"{layer}moe.router"] = (moe.experts, width)
+        if moe.scored:
+            shapes[f"{layer}moe.router"] = (moe.experts, width)
         for expert in range(moe.experts):
             swiglu(f"{layer}moe.experts.{expert}.", hidden)
         if moe.shared:

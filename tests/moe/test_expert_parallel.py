@@ -60,7 +60,7 @@ class Move(torch.autograd.Function):
 
 
 def shard(whole: MoELayer, exchange: ThreadExchange) -> MoELayer:
-    layer = MoELayer(D, CONFIG, exchange=exchange)
+    layer = MoELayer(D, whole.config, exchange=exchange)
     local = E // exchange.size
     mine = slice(exchange.rank * local, (exchange.rank + 1) * local)
     with torch.no_grad():
@@ -111,3 +111,28 @@ def test_shards_are_the_whole(lengths: tuple[int, ...], favourite: int | None, m
             mine = sum(one[name] for one in found)
         scale = value.abs().max()
         assert (mine - value).abs().max() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("capacity", [0.5, 4.0], ids=["drops", "holds all"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_rows_of_fixed_number_change_nothing(ranks: int, capacity: float, make_layer: Callable[..., Any]) -> None:
+    """One sequence on each rank: padded, here or spread over ranks, against ragged in one piece."""
+    ragged = CONFIG.model_copy(update={"capacity": capacity})
+    whole = make_layer(D, ragged)
+    padded = make_layer(D, ragged.model_copy(update={"padded": True}))
+    padded.load_state_dict(whole.state_dict())
+    x = torch.randn(6, ranks, D, generator=torch.Generator().manual_seed(1))
+    expected = work(whole, x.clone().requires_grad_())
+    wire = Wire(ranks)
+    layers = [padded] if ranks == 1 else [shard(padded, ThreadExchange(wire, rank)) for rank in range(ranks)]
+    pieces = [x[:, rank : rank + 1].clone().requires_grad_() for rank in range(ranks)]
+    with ThreadPoolExecutor(ranks) as threads:
+        found = list(threads.map(work, layers, pieces))
+    for name, value in expected.items():
+        if name in ("y", "x"):
+            mine = torch.cat([one[name] for one in found], dim=1)
+        elif name.startswith("experts"):
+            mine = torch.cat([one[name] for one in found])
+        else:
+            mine = sum(one[name] for one in found)
+        assert (mine - value).abs().max() <= 1e-5 * value.abs().max(), name

@@ -92,3 +92,79 @@ def test_illegal_sparsity_names_legal_ones() -> None:
     assert "needs moe.active (None)" in refusal(sparsity=0.75, granularity=4)
     for value in (1, -0.1, 1.5, "many", True):
         assert f"moe.sparsity ({value})" in refusal(active=2, sparsity=value, granularity=4)
+
+
+BASE = {"experts": 8, "active": 2, "expert_width": 8}
+AHEAD = {"grouping": "sequence", "allow_future_leak": True}
+
+
+@pytest.mark.parametrize(
+    ("router", "balance"),
+    [("topk", "sequence"), ("expert_choice", "none"), ("sinkhorn", "none"), ("hash", "none"), ("forced", "none")],
+)
+def test_balance_is_on_where_it_means_something(router: str, balance: str) -> None:
+    for keys in ({}, {"balance": None}):
+        config = MoEConfig(**BASE, router=router, **keys)
+        assert config.balance == balance
+        assert MoEConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"router": "hash", "jitter": 0.1}, "moe.jitter (0.1) means nothing with moe.router hash; it is for topk, "),
+        ({"router": "forced", "score": "sigmoid"}, "moe.score (sigmoid) means nothing with moe.router forced"),
+        ({"router": "sinkhorn", "groups": 2}, "moe.groups (2) means nothing with moe.router sinkhorn; it is for topk"),
+        (
+            {"router": "expert_choice", "capacity": 1.5},
+            "moe.capacity (1.5) means nothing with moe.router expert_choice",
+        ),
+        ({"router": "hash", "bias_rate": 0.01}, "moe.bias_rate (0.01) means nothing with moe.router hash"),
+        ({"skew": 1.0}, "moe.skew (1.0) means nothing with moe.router topk; it is for forced"),
+        ({"grouping": "sequence"}, "moe.grouping (sequence) means nothing with moe.router topk"),
+        ({"router": "sinkhorn", "balance": "sequence"}, "use moe.balance=none"),
+        ({"router": "expert_choice", "grouping": "sequence"}, "moe.allow_future_leak=true"),
+        ({"router": "sinkhorn", "grouping": "sequence"}, "use moe.grouping=position"),
+        ({"groups": 3}, "moe.groups (3) must divide moe.experts (8); try 1, 2, 4, 8"),
+        ({"groups": 4, "groups_active": 5}, "moe.groups_active (5) must not exceed moe.groups (4); try 1 to 4"),
+        ({"groups": 8, "groups_active": 1}, "hold 1 experts; try moe.groups_active=2"),
+        ({"padded": True}, "moe.padded (True) needs moe.capacity"),
+        ({"drop": "probability"}, "moe.drop (probability) needs moe.capacity"),
+        ({"capacity_scope": "micro_batch"}, "moe.capacity_scope (micro_batch) needs moe.capacity"),
+        ({"jitter": 1.0}, "jitter (1.0): input should be less than 1"),
+        ({"weight_scale": 0}, "weight_scale (0): input should be greater than 0"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(options: dict[str, object], said: str) -> None:
+    assert said in refusal(**BASE, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "future", "inexact"),
+    [
+        ({}, "never", []),
+        ({"jitter": 0.1, "groups": 2, "balance": "global", "bias_rate": 0.1}, "never", []),
+        ({"router": "hash"}, "never", []),
+        ({"router": "forced"}, "never", []),
+        ({"router": "expert_choice"}, "never", ["moe.grouping=position"]),
+        ({"router": "expert_choice", **AHEAD}, "always", []),
+        ({"router": "sinkhorn"}, "never", ["moe.grouping=position"]),
+        ({"router": "sinkhorn", **AHEAD}, "training", []),
+        ({"balance": "micro_batch"}, "never", ["moe.balance=micro_batch"]),
+        ({"capacity": 1.0, "drop": "probability"}, "always", []),
+        ({"capacity": 1.0}, "never", []),
+        ({"capacity": 1.0, "router": "hash"}, "never", []),
+        (
+            {"capacity": 1.0, "drop": "probability", "capacity_scope": "micro_batch", "balance": "micro_batch"},
+            "always",
+            ["moe.balance=micro_batch", "moe.capacity_scope=micro_batch"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_couples_tokens(options: dict[str, object], future: str, inexact: list[str]) -> None:
+    config = MoEConfig(**BASE, **options)
+    assert (config.future, config.inexact) == (future, inexact)
+    assert config.causal == (future == "never")
+    assert config.layout_exact == (not inexact)

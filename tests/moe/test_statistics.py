@@ -1,16 +1,22 @@
 """Router statistics from vectors whose loads are known."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from moescale.moe import MoEConfig
-from moescale.moe.statistics import mean_losses, summarise
+from moescale.moe.capacity import within_capacity
+from moescale.moe.routing import TokenGrid
+from moescale.moe.statistics import EXTRA, mean_losses, summarise
 
 
-def vector(visits: list[float], aux: float = 2.0, sequences: float = 2.0, z: float = 12.0, entropy: float = 9.0):
-    return torch.tensor([*visits, aux, sequences, z, entropy, 6.0])
+def vector(
+    visits: list[float], dropped: float = 0, aux: float = 2, sequences: float = 2, z: float = 12, entropy: float = 9
+) -> torch.Tensor:
+    return torch.tensor([*visits, dropped, aux, sequences, z, entropy, 6.0])
 
 
 def test_even_loads() -> None:
@@ -41,9 +47,16 @@ def test_p95_leaves_out_the_top_twentieth() -> None:
 
 
 def test_no_visits_at_all() -> None:
-    found = summarise(0, torch.zeros(4 + 5))
-    assert found["dead"] == 1.0
+    found = summarise(0, torch.zeros(4 + EXTRA))
+    assert (found["dead"], found["dropped"]) == (1.0, 0.0)
     assert all(math.isfinite(value) for value in found.values())
+
+
+def test_dropped_is_a_share_of_all_visits() -> None:
+    """Loads are counted before dropping: a full expert is overloaded, not busy."""
+    found = summarise(0, vector([6, 0, 3, 3], dropped=3))
+    assert found["dropped"] == 0.25
+    assert found["max_violation"] == 1.0
 
 
 def test_mean_losses() -> None:
@@ -59,12 +72,40 @@ def test_a_layers_own_statistics(make_layer) -> None:
     x = torch.randn(10, 4, 16, generator=torch.Generator().manual_seed(3))
     output = layer(x)
     found = layer.take_statistics()
+    assert len(found) == 6 + EXTRA
     logits = x.flatten(0, 1) @ layer.router.weight.T
     probs = torch.softmax(logits, dim=-1)
     visits = torch.bincount(probs.topk(2).indices.flatten(), minlength=6)
     assert found[:6].tolist() == visits.tolist()
-    aux, sequences, z_sum, entropy, tokens = found[6:].tolist()
-    assert (sequences, tokens) == (4, 40)
+    dropped, aux, sequences, z_sum, entropy, tokens = found[6:].tolist()
+    assert (dropped, sequences, tokens) == (0, 4, 40)
     assert entropy == pytest.approx(-(probs * probs.log()).sum().item(), rel=1e-5)
     assert z_sum == pytest.approx(logits.logsumexp(dim=-1).square().sum().item(), rel=1e-5)
     assert output.loss.item() == pytest.approx(0.01 * aux / 4 + 0.001 * z_sum / 40, rel=1e-5)
+
+
+@pytest.mark.parametrize("drop", ["probability", "position"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_layers_dropped_visits(drop: Any, masked: bool, make_layer: Any) -> None:
+    config = MoEConfig(experts=6, active=2, expert_width=8, capacity=0.75, drop=drop)
+    layer = make_layer(16, config)
+    x = torch.randn(10, 4, 16, generator=torch.Generator().manual_seed(3))
+    mask = torch.rand(10, 4, generator=torch.Generator().manual_seed(4)) > 0.3 if masked else None
+    layer(x, mask)
+    found = layer.take_statistics()
+    grid = TokenGrid(4, mask_T=None if mask is None else mask.flatten())
+    routing = layer.router(x.flatten(0, 1), grid)
+    served = int((within_capacity(routing, grid, config).index_TK >= 0).sum())
+    real = 40 if mask is None else int(mask.sum())
+    assert found[:6].sum() == 2 * real
+    assert found[6] == 2 * real - served > 0
+    assert summarise(0, found)["dropped"] == pytest.approx(1 - served / (2 * real))
+
+
+def test_dropped_visits_are_counted_once_under_recomputation(make_layer: Any) -> None:
+    layer = make_layer(16, MoEConfig(experts=6, active=2, expert_width=8, capacity=0.75))
+    x = torch.randn(10, 4, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    layer(x).hidden.sum().backward()
+    plain = layer.take_statistics()
+    checkpoint(lambda t: layer(t).hidden, x, use_reentrant=True).sum().backward()
+    assert torch.equal(layer.take_statistics(), plain)

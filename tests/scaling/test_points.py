@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescale.base.errors import UserError
+from moescale.scaling.analysis import analyse
+from moescale.scaling.cells import finished
+from moescale.scaling.findings import findings, warnings_of
 from moescale.scaling.laws import LAWS
 from moescale.scaling.points import Point, point_from_record, read_points, variables_of, write_points
 from moescale.scaling.record import Record, RecordWriter, read_record
@@ -44,6 +47,22 @@ def test_a_mixture(tmp_path: Path, lines: SimpleNamespace) -> None:
     mixture = {"experts": 32, "active": 4, "granularity": 2.0, "shared": 1, "layers": 2}
     point = point_from_record(recorded(tmp_path, lines, mixture=mixture), "a", "E8G2")
     assert (point.e, point.k, point.g, point.s, point.shared) == (32, 4, 2.0, 0.875, 1)
+
+
+@pytest.mark.parametrize(("said", "future"), [("never", ""), ("training", "training"), ("always", "always")])
+def test_routing_that_sees_later_tokens(tmp_path: Path, lines: SimpleNamespace, said: str, future: str) -> None:
+    """It is told, goes through the table, and is compared with nothing if evaluation sees them too."""
+    mixture = {"experts": 32, "active": 4, "granularity": 2.0, "shared": 0, "layers": 2, "future": said}
+    point = point_from_record(recorded(tmp_path, lines, mixture=mixture), "a", "E8G2")
+    assert point.future == future
+    write_points(tmp_path / "points.csv", [point])
+    assert read_points(tmp_path / "points.csv") == [point]
+    assert len(finished([point])) == (said != "always")
+    told = findings(analyse([point], {}, {})) + warnings_of(analyse([point], {}, {}))
+    assert sum("uses future tokens" in text for text in told) == 2 * bool(future)
+    if said == "always":
+        with pytest.raises(UserError, match="no finished run"):
+            variables_of([point], LAWS["chinchilla"])
 
 
 @pytest.mark.parametrize(("state", "expected"), [("failed", "failed"), ("preempted", "preempted"), (None, "running")])

@@ -20,6 +20,8 @@ from moescale.training.status import current_status, read_status
 
 Starter = Callable[..., "Run"]
 MIXTURE = {"experts": 4, "active": 2, "expert_width": 24}
+# What a step leaves to the next one besides parameters: selection biases and loads.
+CARRYING = {**MIXTURE, "balance": "global", "bias_rate": 0.01, "capacity": 1.0}
 STEPS = 40
 
 
@@ -166,7 +168,7 @@ def test_a_diverging_run_fails_with_a_reason(write_config: Callable[..., Path], 
 
 @pytest.fixture
 def undisturbed(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> tuple[Path, Record]:
-    config = write_config(moe=MIXTURE, training={"steps": STEPS}, noise={"every": 7, "small_batch": 4})
+    config = write_config(moe=CARRYING, training={"steps": STEPS}, noise={"every": 7, "small_batch": 4})
     finish(begin(config, tmp_path / "undisturbed"))
     return config, strict(tmp_path / "undisturbed")
 
@@ -287,7 +289,8 @@ def test_damaged_checkpoint_is_passed_over(undisturbed: tuple[Path, Record], beg
 def test_a_branch_equals_a_run_of_its_own(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
     def wsd(name: str, steps: int, **more: Any) -> Path:
         schedule = {"kind": "wsd", "warmup": 2, "decay": 0.25, **more}
-        return write_config(name, schedule=schedule, training={"steps": steps}, checkpoint={"every": 0}, eval={})
+        run = {"schedule": schedule, "training": {"steps": steps}, "moe": CARRYING}
+        return write_config(name, **run, checkpoint={"every": 0}, eval={})
 
     finish(begin(wsd("trunk", 16, branches=[8]), tmp_path / "trunk"))
     finish(begin(wsd("alone", 8), tmp_path / "alone"))
@@ -297,7 +300,8 @@ def test_a_branch_equals_a_run_of_its_own(write_config: Callable[..., Path], beg
     assert [line["step"] for line in branch.steps] == [7, 8]
     assert branch.headers[0]["parent"] == parent
     for mine, theirs in zip(branch.steps, alone.steps[6:], strict=True):
-        assert (mine["loss"], mine["lr"]) == (theirs["loss"], theirs["lr"])
+        assert (mine["loss"], mine["lr"], mine["router"]) == (theirs["loss"], theirs["lr"], theirs["router"])
+        assert all(layer["bias_range"] > 0 for layer in mine["router"])
     for name, wrong, said in (
         ("another", {"parent": parent, "warmup": 3}, "the trunk differs in schedule.warmup"),
         ("unkept", {"parent": {**parent, "step": 5}}, "kept no checkpoint of that step"),
@@ -311,7 +315,7 @@ def test_two_ranks_go_on_where_one_stopped(
     write_config: Callable[..., Path], begin: Starter, run_ranks: Any, here: Path, tmp_path: Path
 ) -> None:
     """A run may change its layout: the loss goes on as the single process's does."""
-    changes = {"moe": MIXTURE, "training": {"steps": 12}, "checkpoint": {"every": 6}}
+    changes = {"moe": CARRYING, "training": {"steps": 12}, "checkpoint": {"every": 6}}
     finish(begin(write_config("alone", **changes), tmp_path / "alone"))
     whole = strict(tmp_path / "alone")
     config = write_config("moved", **changes)
@@ -327,3 +331,5 @@ def test_two_ranks_go_on_where_one_stopped(
     for one, two in zip(whole.steps, moved.steps, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two["grad_norm"]["expert"] == pytest.approx(one["grad_norm"]["expert"], rel=1e-3)
+        for alone, spread in zip(one["router"], two["router"], strict=True):
+            assert spread["bias_range"] == pytest.approx(alone["bias_range"])
