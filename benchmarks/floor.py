@@ -114,7 +114,7 @@ class _Products:
         for alike in self.operands:
             if len(alike[0].ways) > 1:
                 way, tried = fastest(alike[0].ways, alike[0].multiply)
-                notes.append(f"experts by {way} ({tried})")
+                notes.append(f"experts {alike[0].x.shape[-1]} to {alike[0].y.shape[-1]} by {way} ({tried})")
                 for operands in alike:
                     operands.way = way
         self.step()

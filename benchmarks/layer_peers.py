@@ -1,6 +1,6 @@
 """One mixture layer as Megatron-core, DeepSpeed and transformers write it, from the same configuration as ours.
 
-Megatron's and DeepSpeed's need a world (`start_world`).
+Megatron's and DeepSpeed's need a world of their own: `start_megatron`, `start_deepspeed`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,14 +19,21 @@ from .layers import Layer, LayerStep, our_layer
 TIMEOUT = 600.0  # seconds; a world of one never waits
 
 
-def start_world() -> Callable[[], None]:
-    """A world of one rank, with Megatron's and DeepSpeed's groups; returns what ends it."""
-    install()
-    from ..parallel.groups import Groups  # imports Megatron, so only now
-    from ..parallel.topology import Topology
+def start_deepspeed() -> Callable[[], None]:
+    """A world of one rank; returns what ends it. DeepSpeed's layer makes its groups itself."""
     from ..parallel.world import Place, leave, start
 
     start(Place(rank=0, world=1, local_rank=0, local_world=1), TIMEOUT)
+    return leave
+
+
+def start_megatron() -> Callable[[], None]:
+    """A world of one rank with Megatron's groups; returns what ends it."""
+    install()
+    from ..parallel.groups import Groups  # imports Megatron, so only now
+    from ..parallel.topology import Topology
+
+    leave = start_deepspeed()
     groups = Groups.build(Topology())
 
     def end() -> None:
@@ -194,12 +201,12 @@ def olmoe_layer(width: int, config: MoEConfig, dtype: str) -> Layer:
 
 def megatron(case: Mapping[str, Any]) -> LayerStep:
     """Factory; a world of one rank lives as long."""
-    return _step(case, megatron_layer, start_world())
+    return _step(case, megatron_layer, start_megatron())
 
 
 def deepspeed(case: Mapping[str, Any]) -> LayerStep:
     """Factory; a world of one rank lives as long."""
-    return _step(case, deepspeed_layer, start_world())
+    return _step(case, deepspeed_layer, start_deepspeed())
 
 
 def olmoe(case: Mapping[str, Any]) -> LayerStep:

@@ -255,7 +255,10 @@ def _seeds(noise: SeedNoise | None) -> list[str]:
         if noise.alike:
             text += f" One value may hold for all{chance}; a family without seeds of its own is given the pooled one."
         else:
-            text += f" These are too far apart to be pooled{chance}; a family without own seeds is given the largest."
+            text += (
+                f" They lie a factor of {noise.ratio:.2g} apart{chance} and are not pooled; a family without seeds of its "
+                "own is given the largest."
+            )
     else:
         text += " Other families are given the same value, unmeasured."
     return [text]

@@ -45,11 +45,20 @@ class SeedNoise:
     p_alike: float | None
 
     @property
-    def alike(self) -> bool:
-        """Whether one standard deviation describes all families that have one, as far as can be told."""
+    def ratio(self) -> float:
+        """The largest of the families' standard deviations over the smallest."""
         deviations = [spread.sd for spread in self.families.values()]
-        close = max(deviations) <= UNLIKE * min(deviations)
-        return close and (self.p_alike is None or self.p_alike >= UNLIKELY)
+        if min(deviations) == 0:
+            return 1.0 if max(deviations) == 0 else math.inf
+        return max(deviations) / min(deviations)
+
+    @property
+    def alike(self) -> bool:
+        """Whether one standard deviation describes all families that have one, as far as can be told.
+
+        Bartlett's test sees little with two degrees of freedom each, so that a large ratio counts too.
+        """
+        return self.ratio <= UNLIKE and (self.p_alike is None or self.p_alike >= UNLIKELY)
 
     def of(self, family: str) -> tuple[str, Spread]:
         """A family's spread and whose it is: its own; the pooled one; or, where families differ, the largest."""

@@ -47,5 +47,5 @@ def test_the_warm_up_says_how_experts_are_multiplied() -> None:
     tiny = next(case for case in layer_cases.CASES if case.name == "tiny")
     floor = LayerFloor(dataclasses.asdict(tiny))
     note = floor.warm_up()
-    for (one,) in floor.operands[1:]:
-        assert f"experts by {one.way} (mm " in note
+    for (one,), widths in zip(floor.operands[1:], ("32 to 32", "16 to 32"), strict=True):
+        assert f"experts {widths} by {one.way} (mm " in note

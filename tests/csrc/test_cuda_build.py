@@ -76,10 +76,7 @@ def kernel_of(mangled: str) -> str:
     return name[1] if name[2] is None else f"{name[1]}<{name[2]}>"
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(a, marks=[] if a == "sm_90" else pytest.mark.slow) for a in ARCHITECTURES],
-)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The kernels as machine code of one architecture, and what ptxas said about them."""
     cubin = tmp_path_factory.mktemp(request.param) / "kernels.cubin"
