@@ -256,8 +256,8 @@ def _seeds(noise: SeedNoise | None) -> list[str]:
             text += f" One value may hold for all{chance}; a family without seeds of its own is given the pooled one."
         else:
             text += (
-                f" They lie a factor of {noise.ratio:.2g} apart{chance} and are not pooled; a family without seeds of its "
-                "own is given the largest."
+                f" They lie a factor of {noise.ratio:.2g} apart{chance} and are not pooled; a family without seeds of "
+                "its own is given the largest."
             )
     else:
         text += " Other families are given the same value, unmeasured."
