@@ -75,7 +75,8 @@ class _Operands:
         self.y = filled(product.m, product.n)
         self.ends = torch.arange(product.m, product.batch * product.m + 1, product.m, dtype=torch.int32, device=device)
         self.way = "bmm" if product.batch > 1 else "mm"
-        self.ways = ("mm", "bmm", "grouped_mm") if product.experts else (self.way,)
+        # Not bmm for experts: it needs as many rows for each, and no router gives them that.
+        self.ways = ("mm", "grouped_mm") if product.experts else (self.way,)
 
     def multiply(self, way: str | None = None) -> None:
         """Forward and backward by one of ``ways``, by default the one chosen."""

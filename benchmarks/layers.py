@@ -79,7 +79,8 @@ def our_layer(width: int, config: MoEConfig, dtype: str) -> Layer:
         module.take_statistics()  # as the training loop does each step
         return output.hidden, output.loss if output.loss.requires_grad else None  # a forced router has none
 
-    return Layer(module, forward, {name: [weight] for name, weight in module.named_parameters()}, "with both losses")
+    note = "with both losses" if config.scored else "random experts, the drawing included; no losses"
+    return Layer(module, forward, {name: [weight] for name, weight in module.named_parameters()}, note)
 
 
 class LayerStep:

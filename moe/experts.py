@@ -65,6 +65,7 @@ class _Experts(torch.autograd.Function):
         act_RF = F.grouped_mm(grad_out_RD, w_out, offs=ends_E)  # the gradient of the activations, until overwritten
         grad_gate_up, grad_weight_TK = ops.swiglu_backward(act_RF, gate_up, weight_TK, visit_R)
         grad_w_out = F.grouped_mm(grad_out_RD.t(), act_RF, offs=ends_E)
+        del act_RF  # before the gradient of the larger weight is made
         grad_w_in = F.grouped_mm(grad_gate_up.t(), rows_RD, offs=ends_E)
         grad_rows_RD = F.grouped_mm(grad_gate_up, w_in, offs=ends_E)
         return grad_rows_RD, None if weight_TK is None else grad_weight_TK, grad_w_in, grad_w_out, None
