@@ -87,7 +87,8 @@ def train(one_rank: Any) -> Callable[..., Trained]:
     """Makes a model under an engine of its own."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(()))
+    # One number in a vector, as Megatron's schedule sets it: the scale is copied into what stands there.
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
 
     def make(
         zero: int = 1, dtype: str = "fp32", optimizer: Callable[..., Any] = adamw, moe: MoEConfig = MOE

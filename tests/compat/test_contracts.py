@@ -204,10 +204,10 @@ def test_the_auto_scaler_adds_its_scale_as_gradient() -> None:
 
     hidden, loss = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     try:
-        MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(0.25))
+        MoEAuxLossAutoScaler.set_loss_scale(torch.tensor([0.25]))
         MoEAuxLossAutoScaler.apply(hidden, loss).sum().backward()
     finally:
-        MoEAuxLossAutoScaler.set_loss_scale(torch.ones(()))
+        MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
     assert loss.grad is not None
     assert loss.grad.item() == 0.25, "re-check moe/bind_megatron.py"
 

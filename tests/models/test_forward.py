@@ -20,7 +20,7 @@ def assert_close(found: Tensor, expected: Tensor, name: str) -> None:
 def test_losses_and_every_gradient(built: Any, make_batch: Callable[..., Any], reference_gpt: ModuleType) -> None:
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(()))  # a schedule that ran before may have left another
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))  # a schedule that ran before may have left another
     tokens, labels = make_batch()
     tensors = {name: tensor.requires_grad_() for name, tensor in built.tensors().items()}
     expected, aux, z_sum = reference_gpt.reference_losses(tensors, built.model, built.moe, 100, tokens, labels)

@@ -86,7 +86,7 @@ def routings(draw):
     tokens, seed = sequences * length, draw(st.integers(0, 99))
     generator = torch.Generator().manual_seed(seed)
     dtype = draw(st.sampled_from(SCORES))
-    logits_TE = random(tokens, experts, seed=seed, dtype=dtype, scale=draw(st.sampled_from([0.0, 1.0, 20.0])))
+    logits_TE = random(tokens, experts, seed=seed, dtype=dtype, scale=draw(st.sampled_from([0.0, 1.0, 8.0])))
     bias_E = random(experts, seed=seed + 1, dtype=dtype) if draw(st.booleans()) else None
     allowed_TE = torch.rand(tokens, experts, generator=generator) < 0.5 if draw(st.booleans()) else None
     mask_T = torch.rand(tokens, generator=generator) < 0.7 if draw(st.booleans()) else None

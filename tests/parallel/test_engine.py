@@ -117,14 +117,14 @@ def test_accumulated_gradients_are_sums(train: Train) -> None:
     found = []
     for parts in (1, 2):
         made = train()
-        MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1 / parts))  # as Megatron's schedule does
+        MoEAuxLossAutoScaler.set_loss_scale(torch.tensor([1 / parts]))  # as Megatron's schedule does
         for first in (0, 4):
             for part in range(parts):
                 made.backward(first + part * (4 // parts), 4 // parts, weight=1 / parts)
             made.engine.reduce()
             found.append(made.engine.squares().total)
             made.engine.step(0.0)
-    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(()))
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
     assert math.isclose(found[0], found[2], rel_tol=1e-5)
     assert math.isclose(found[1], found[3], rel_tol=1e-5)
 
