@@ -72,8 +72,8 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
     query, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     # Residual and normed input twice; q, k, v before and after rotation; attention output.
     common = 4 * model.width + 3 * query + 5 * keys
-    # Gate and up, SiLU, their product, and what the allocator holds beside: measured.
-    dense = 6 * model.ffn
+    # Gate and up, and what the allocator holds beside for one layer at a time: measured.
+    dense = 3.5 * model.ffn
     elements = 0.0
     for layer in range(model.layers // topology.pipeline):
         if moe is not None and moe.is_mixture(layer):
@@ -81,7 +81,7 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
             padding = moe.capacity if moe.padded and moe.capacity is not None else 1.0
             rows = moe.active * padding + moe.shared
             scores = 6 * moe.experts if moe.scored else 0
-            elements += common + rows * (2 * model.width + 5 * width) + scores
+            elements += common + rows * (2 * model.width + 3 * width) + scores
         else:
             elements += common + dense
     in_flight = topology.pipeline  # micro-batches whose activations the first stage of 1F1B holds
