@@ -69,7 +69,7 @@ def loss_curves(points: Sequence[Point], records: Mapping[str, Record]) -> Plot 
     if any(point.check for point in shown):
         caption += " Dotted: runs that only check the learning rate."
     if any(point.future for point in shown):
-        caption += " Dashed: routing uses future tokens, so the loss is not a language model's."
+        caption += " Dashed: routing uses future tokens, in training at least (see findings)."
     return Plot("curves", "Loss curves", as_image(figure), caption, ("run", "family", "tokens", "loss"), rows)
 
 
