@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Product:
     """``count`` times ``batch`` independent products ``[m, k] @ [k, n]`` of the forward pass.
 
-    ``experts``: of which each is an expert's.
+    ``experts``: of which each is an expert's. ``router``: the router's, in fp32 whatever the model's dtype.
     """
 
     batch: int
@@ -28,6 +28,7 @@ class Product:
     n: int
     count: int
     experts: bool = False
+    router: bool = False
 
     @property
     def flops(self) -> int:
@@ -41,7 +42,7 @@ def mixture_products(
     """Router and experts of ``layers`` mixtures; experts have equally many rows."""
     rows = tokens * active // experts
     return [
-        Product(1, tokens, width, experts, layers),
+        Product(1, tokens, width, experts, layers, router=True),
         Product(experts, rows, width, 2 * expert_width, layers, experts=True),
         Product(experts, rows, expert_width, width, layers, experts=True),
     ]
@@ -108,7 +109,10 @@ class _Products:
 
     def __init__(self, found: Iterable[Product], dtype: str):
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self.operands = [[_Operands(product, DTYPES[dtype], device) for _ in range(product.count)] for product in found]
+        self.operands = [
+            [_Operands(each, torch.float32 if each.router else DTYPES[dtype], device) for _ in range(each.count)]
+            for each in found
+        ]
 
     def warm_up(self) -> str:
         notes = ["matrix products alone"]

@@ -60,15 +60,23 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows_RD, gate_up, weight_TK, visit_R, w_in, w_out, ends_E = ctx.saved_tensors
+        rows_RD, gate_up, weight_TK, visit_R, w_in, w_out, ends_E = _take_saved(ctx)
         grad_out_RD = gradients[0].contiguous()
         act_RF = F.grouped_mm(grad_out_RD, w_out, offs=ends_E)  # the gradient of the activations, until overwritten
         grad_gate_up, grad_weight_TK = ops.swiglu_backward(act_RF, gate_up, weight_TK, visit_R)
+        del gate_up
         grad_w_out = F.grouped_mm(grad_out_RD.t(), act_RF, offs=ends_E)
         del act_RF  # before the gradient of the larger weight is made
         grad_w_in = F.grouped_mm(grad_gate_up.t(), rows_RD, offs=ends_E)
         grad_rows_RD = F.grouped_mm(grad_gate_up, w_in, offs=ends_E)
         return grad_rows_RD, None if weight_TK is None else grad_weight_TK, grad_w_in, grad_w_out, None
+
+
+def _take_saved(ctx: Any) -> tuple[Any, ...]:
+    """What was saved; unless the graph is retained, only the caller holds it from here on, and can free it early."""
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    ctx.maybe_clear_saved_tensors()
+    return saved
 
 
 class SharedExperts(nn.Module):
@@ -103,8 +111,9 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_TD, gate_up, w_in, w_out = ctx.saved_tensors
+        x_TD, gate_up, w_in, w_out = _take_saved(ctx)
         grad_out_TD = gradients[0].reshape(-1, w_out.shape[0])
         act_TF = grad_out_TD @ w_out  # the gradient of the activations, until overwritten
         grad_gate_up, _ = ops.swiglu_backward(act_TF, gate_up, None, None)
+        del gate_up
         return (grad_gate_up @ w_in).view(ctx.shape), grad_gate_up.t() @ x_TD, grad_out_TD.t() @ act_TF
