@@ -14,7 +14,7 @@ from typing import Any
 from setuptools import setup
 
 FOLDERS = (
-    "base", "compat", "parallel", "data", "scaling", "moe", "moe.routers", "models", "checkpoint", "training",
+    "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "checkpoint", "training",
     "benchmarks", "launch",
 )  # fmt: skip
 SOURCES = Path(__file__).parent / "csrc"

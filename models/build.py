@@ -49,7 +49,17 @@ class GPT(GPTModel):
         return loss_T.view(logits.shape[:2]).transpose(0, 1)
 
 
-def build_model(
+class Stage(nn.ModuleList):
+    """A rank's part of the model: one `GPT` for each of its chunks of layers, in the order of the model."""
+
+    def mixtures(self) -> list[tuple[int, MixtureLayer]]:
+        """(index of the layer in the model, mixture), in order."""
+        chunks: list[Any] = list(self)
+        layers = [layer for chunk in chunks for layer in chunk.decoder.layers]
+        return [(layer.layer_number - 1, layer.mlp) for layer in layers if isinstance(layer.mlp, MixtureLayer)]
+
+
+def build_stage(
     model: ModelConfig,
     moe: MoEConfig | None,
     *,
@@ -58,7 +68,7 @@ def build_model(
     dtype: str,
     groups: Groups,
     recompute: str = "none",
-) -> GPT:
+) -> Stage:
     """This rank's part of the model, parameters not yet drawn (see models/initialise.py).
 
     Args:
@@ -69,32 +79,36 @@ def build_model(
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     config = _megatron_config(model, moe, dtype, groups, recompute)
     model_parallel_cuda_manual_seed(0)  # the tracker's states must exist; nothing of ours draws from them
-    gpt = GPT(
-        config,
-        _layer_specs(model, moe, groups),
-        vocab_size=model.padded_vocab(vocab),
-        max_sequence_length=model.max_seq or seq,
-        pre_process=groups.is_first_stage,
-        post_process=groups.is_last_stage,
-        share_embeddings_and_output_weights=model.tied,
-        position_embedding_type="none",  # core attention applies rotary positions
-    )
-    gpt.real_vocab = vocab
+    stage = Stage()
+    for chunk in range(groups.topology.virtual_stages):
+        gpt = GPT(
+            config,
+            _layer_specs(model, moe, groups, chunk),
+            vocab_size=model.padded_vocab(vocab),
+            max_sequence_length=model.max_seq or seq,
+            pre_process=groups.is_first(chunk),
+            post_process=groups.is_last(chunk),
+            share_embeddings_and_output_weights=model.tied,
+            position_embedding_type="none",  # core attention applies rotary positions
+            vp_stage=chunk if groups.topology.virtual_stages > 1 else None,
+        )
+        gpt.real_vocab = vocab
+        stage.append(gpt)
     if groups.topology.tensor == 1:
-        _use_plain_products(gpt)
-    for module in gpt.modules():
+        _use_plain_products(stage)
+    for module in stage.modules():
         if isinstance(module, MixtureLayer):
             module.to(DTYPES[dtype])
-    return gpt.cuda() if torch.cuda.is_available() else gpt
+    return stage.cuda() if torch.cuda.is_available() else stage
 
 
-def _use_plain_products(gpt: GPT) -> None:
+def _use_plain_products(stage: Stage) -> None:
     """Let Megatron's parallel linear layers be `F.linear` where nothing is cut and there is no bias.
 
     Their autograd functions overlap communication with products; without communication only their Python remains, a
     tenth of a small model's step.
     """
-    for module in gpt.modules():
+    for module in stage.modules():
         if isinstance(module, (ColumnParallelLinear, RowParallelLinear)):
             module.forward = partial(_plain_product, module)
 
@@ -133,8 +147,9 @@ def _megatron_config(
         bf16=dtype == "bf16",
         pipeline_dtype=DTYPES[dtype],
         tensor_model_parallel_size=topology.tensor,
-        sequence_parallel=topology.tensor > 1,
+        sequence_parallel=topology.sequence,
         pipeline_model_parallel_size=topology.pipeline,
+        virtual_pipeline_model_parallel_size=topology.virtual_stages if topology.virtual_stages > 1 else None,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=False,
         recompute_granularity="full" if recompute == "full" else None,
@@ -147,17 +162,15 @@ def _megatron_config(
     return config
 
 
-def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups) -> TransformerBlockSubmodules:
-    """One spec for each layer of this pipeline stage."""
-    per_stage = model.layers // groups.topology.pipeline
-    first = per_stage * groups.topology.pipeline_rank(groups.rank)
+def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups, chunk: int) -> TransformerBlockSubmodules:
+    """One spec for each layer of a chunk."""
     specs = []
-    for layer in range(first, first + per_stage):
+    for layer in groups.topology.layers(groups.rank, chunk, model.layers):
         spec = _dense_spec(model, groups)
         if moe is not None and moe.is_mixture(layer):
             spec.submodules.mlp = ModuleSpec(
                 module=MixtureLayer,
-                params={"moe": moe, "exchange": groups.exchange(), "sequence_group": groups.sequence},
+                params={"moe": moe, "exchange": groups.exchange, "sequence_group": groups.sequence},
             )
         specs.append(spec)
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
@@ -175,12 +188,6 @@ def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     elif model.qk_norm == "full":
         for key, heads in (("q_layernorm", model.heads), ("k_layernorm", model.kv_heads)):
-            norm = ModuleSpec(module=FullRMSNorm, params={"heads": heads, "group": groups.sequence})
+            norm = ModuleSpec(module=FullRMSNorm, params={"heads": heads, "group": groups.heads})
             setattr(attention, key, norm)
     return spec
-
-
-def mixture_layers_of(gpt: GPT) -> list[tuple[int, MixtureLayer]]:
-    """(global layer index, mixture) of this rank's mixtures, in order."""
-    layers: Any = gpt.decoder.layers
-    return [(layer.layer_number - 1, layer.mlp) for layer in layers if isinstance(layer.mlp, MixtureLayer)]

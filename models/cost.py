@@ -84,7 +84,9 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
             elements += common + rows * (2 * model.width + 3 * width) + scores
         else:
             elements += common + dense
-    in_flight = topology.pipeline  # micro-batches whose activations the first stage of 1F1B holds
-    layers = elements * tokens * size / topology.tensor * in_flight
+    # Micro-batches whose activations the first stage of (interleaved) 1F1B holds (2104.04473, section 2.2).
+    stages, chunks = topology.pipeline, topology.virtual_stages
+    in_flight = stages if chunks == 1 else stages + (stages - 1) / chunks
+    layers = elements * tokens * size / (topology.tensor if topology.sequence else 1) * in_flight
     logits = 4 * tokens * model.padded_vocab(vocab) * 4 / topology.tensor  # logits, exp, softmax, gradient: fp32
     return int(layers + logits)

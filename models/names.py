@@ -99,24 +99,23 @@ class NameMap:
         self.groups = groups
         topology = groups.topology
         self.tensor_rank, self.tensor = topology.tensor_rank(groups.rank), topology.tensor
-        self.first_layer = model.layers // topology.pipeline * topology.pipeline_rank(groups.rank)
 
-    def entries(self, gpt: nn.Module) -> dict[str, Entry]:
-        """Entry of every local parameter, by its name in the module.
+    def entries(self, stage: nn.ModuleList) -> dict[str, Entry]:
+        """Entry of every local parameter, by its name in the rank's part of the model.
 
         Raises:
             KeyError: a parameter that the map does not know; nothing is ever left out silently.
         """
-        return {name: self._entry(name, parameter) for name, parameter in gpt.named_parameters()}
+        return {name: self._entry(name, parameter) for name, parameter in stage.named_parameters()}
 
-    def buffers(self, gpt: nn.Module) -> list[Buffer]:
+    def buffers(self, stage: nn.ModuleList) -> list[Buffer]:
         """Every persistent buffer of this rank's layers.
 
         Raises:
             KeyError: a buffer that the map does not know.
         """
-        parameters = dict(gpt.named_parameters(remove_duplicate=False))
-        state = {name: value for name, value in gpt.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+        parameters = dict(stage.named_parameters(remove_duplicate=False))
+        state = {name: value for name, value in stage.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
         return [
             Buffer(values, *_whole(self._buffer_name(name), values))
             for name, values in state.items()
@@ -124,7 +123,7 @@ class NameMap:
         ]
 
     def _buffer_name(self, name: str) -> str:
-        prefix, rest = self._in_layer(name) if name.startswith("decoder.layers.") else ("", name)
+        prefix, rest = self._in_layer(name)
         match rest:
             case "mlp.balance.bias_E":
                 return prefix + "moe.bias"
@@ -133,16 +132,17 @@ class NameMap:
         raise KeyError(f"no logical name for the buffer {name}")
 
     def _in_layer(self, name: str) -> tuple[str, str]:
-        """(logical prefix of the layer, the rest of the module's own name)."""
-        _, _, local_layer, rest = name.split(".", 3)
-        return f"layers.{self.first_layer + int(local_layer)}.", rest
+        """(logical prefix of the layer, the rest of the module's own name); outside all layers the prefix is empty."""
+        chunk, rest = name.split(".", 1)
+        if not rest.startswith("decoder.layers."):
+            return "", rest
+        _, _, local_layer, rest = rest.split(".", 3)
+        layers = self.groups.topology.layers(self.groups.rank, int(chunk), self.model.layers)
+        return f"layers.{layers[int(local_layer)]}.", rest
 
     def _entry(self, name: str, parameter: nn.Parameter) -> Entry:
-        if name.startswith("decoder.layers."):
-            prefix, rest = self._in_layer(name)
-            pieces, role = self._layer_entry(prefix, rest, parameter)
-        else:
-            pieces, role = self._outer_entry(name, parameter)
+        prefix, rest = self._in_layer(name)
+        pieces, role = self._layer_entry(prefix, rest, parameter) if prefix else self._outer_entry(rest, parameter)
         return Entry(parameter, pieces, role)
 
     def _outer_entry(self, name: str, p: nn.Parameter) -> tuple[tuple[Piece, ...], Role]:
@@ -157,11 +157,13 @@ class NameMap:
         raise KeyError(f"no logical name for the parameter {name}")
 
     def _norm_role(self) -> Role:
-        return Role(decay=False, tensor_summed=self.tensor > 1)
+        return Role(decay=False, tensor_summed=self.groups.topology.sequence)
 
     def _layer_entry(self, prefix: str, rest: str, p: nn.Parameter) -> tuple[tuple[Piece, ...], Role]:
         sharded = Role(tensor_sharded=self.tensor > 1)
-        summed = Role(tensor_summed=self.tensor > 1)
+        topology = self.groups.topology
+        summed = Role(tensor_summed=topology.sequence)
+        expert = Role(expert=True, tensor_summed=topology.sequence and topology.experts_on_all_tensor_ranks)
         rank, ranks = self.tensor_rank, self.tensor
         match rest:
             case "input_layernorm.weight":
@@ -175,7 +177,8 @@ class NameMap:
             case "self_attention.q_layernorm.weight" | "self_attention.k_layernorm.weight":
                 logical = f"{prefix}attention.{rest.split('.')[1][0]}_norm"
                 if self.model.qk_norm == "head":
-                    return _whole(logical, p), self._norm_role()
+                    # Each tensor rank has other heads.
+                    return _whole(logical, p), Role(decay=False, tensor_summed=ranks > 1)
                 return _split(logical, p, 0, rank, ranks), Role(decay=False, tensor_sharded=ranks > 1)
             case "mlp.linear_fc1.weight":
                 return self._gate_up(prefix + "ffn.", self.model.ffn, rank, ranks), sharded
@@ -188,9 +191,9 @@ class NameMap:
             case "mlp.shared.w_out":
                 return _whole(prefix + "moe.shared.down", p), summed
             case "mlp.experts.w_in":
-                return self._experts(prefix, p, ("gate", "up")), Role(expert=True)
+                return self._experts(prefix, p, ("gate", "up")), expert
             case "mlp.experts.w_out":
-                return self._experts(prefix, p, ("down",)), Role(expert=True)
+                return self._experts(prefix, p, ("down",)), expert
         raise KeyError(f"no logical name for the parameter {prefix}{rest}")
 
     def _qkv(self, prefix: str) -> tuple[Piece, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ..parallel.exchange import sum_then_split_use
+from ..parallel.sums import sum_then_split_use
 
 
 class RMSNorm(nn.Module):

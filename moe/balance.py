@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..parallel.exchange import sum_then_same_everywhere
+from ..parallel.sums import sum_then_same_everywhere
 from .config import MoEConfig
 from .routing import Routing, TokenGrid
 

@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+ExpertsOver = Literal["dp_tp", "dp"]
+ExchangeKind = Literal["torch"]
+
 
 class ParallelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How a run is laid out over ranks. None of it may change what is computed.
@@ -11,11 +14,18 @@ class ParallelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False
     The data-parallel size is not a key: it is what remains of the world.
     """
 
-    tensor: int = Field(1, ge=1, description="tensor-parallel ranks; sequence parallelism comes with it")
+    tensor: int = Field(1, ge=1, description="tensor-parallel ranks")
     pipeline: int = Field(1, ge=1, description="pipeline stages")
-    expert: int = Field(1, ge=1, description="expert-parallel ranks, taken from data x tensor ranks")
+    virtual_stages: int = Field(1, ge=1, description="runs of layers on each pipeline stage (interleaved schedule)")
+    expert: int = Field(1, ge=1, description="expert-parallel ranks")
+    expert_over: ExpertsOver = Field(
+        "dp_tp",
+        description="where expert-parallel ranks come from: data x tensor ranks, or data ranks alone, with every "
+        "expert on all tensor ranks (for parity tests: each then computes with fewer tokens)",
+    )
+    sequence: bool = Field(True, description="tensor ranks share out tokens between their products")
     zero: Literal[0, 1] = Field(1, description="ZeRO stage; 0 is for fp32 parity tests only")
-    exchange: Literal["torch"] = Field("torch", description="all-to-all backend")
+    exchange: ExchangeKind = Field("torch", description="all-to-all backend")
 
 
 class RuntimeConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

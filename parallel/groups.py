@@ -1,20 +1,20 @@
 """Process groups of a topology: Megatron's and DeepSpeed's, built from one description and checked against it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
 from megatron.core import parallel_state
 from torch.distributed import ProcessGroup
 
-from .exchange import Exchange, LocalExchange, TorchExchange
-from .topology import Topology
+from .config import ExchangeKind
+from .exchange import Exchange, make_exchange
+from .topology import Topology, group_of
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Handles of this rank's groups."""
+    """Handles of this rank's groups, and the token exchange of its expert group."""
 
     topology: Topology
     rank: int
@@ -25,9 +25,10 @@ class Groups:
     embedding: ProcessGroup | None  # first and last stage, which both hold a tied embedding
     expert: ProcessGroup
     expert_data: ProcessGroup
+    exchange: Exchange
 
     @classmethod
-    def build(cls, topology: Topology) -> "Groups":
+    def build(cls, topology: Topology, exchange: ExchangeKind = "torch") -> "Groups":
         """Create the groups on every rank of an initialised ``torch.distributed`` world.
 
         Raises:
@@ -35,16 +36,19 @@ class Groups:
         """
         rank = dist.get_rank()
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=topology.tensor, pipeline_model_parallel_size=topology.pipeline
+            tensor_model_parallel_size=topology.tensor,
+            pipeline_model_parallel_size=topology.pipeline,
+            virtual_pipeline_model_parallel_size=topology.virtual_stages if topology.virtual_stages > 1 else None,
         )
         deepspeed_groups.mpu = MegatronUnits
         name = expert_group_name(topology)
         if name not in deepspeed_groups._get_expert_parallel_group_dict():
-            deepspeed_groups._create_expert_and_data_parallel(topology.expert)
-        stages = [
-            dist.new_group(list(range(first, first + topology.stage_ranks)))
-            for first in range(0, topology.world, topology.stage_ranks)
-        ]
+            if topology.experts_on_all_tensor_ranks:
+                deepspeed_groups._create_expert_data_and_model_parallel(topology.expert, MegatronUnits)
+            else:
+                deepspeed_groups._create_expert_and_data_parallel(topology.expert)
+        stages = [dist.new_group(ranks) for ranks in topology.stage_groups()]
+        expert = deepspeed_groups._get_expert_parallel_group(name)
         groups = cls(
             topology=topology,
             rank=rank,
@@ -53,38 +57,53 @@ class Groups:
             pipeline=parallel_state.get_pipeline_model_parallel_group(),
             stage=stages[topology.pipeline_rank(rank)],
             embedding=parallel_state.get_embedding_group(check_initialized=False),
-            expert=deepspeed_groups._get_expert_parallel_group(name),
+            expert=expert,
             expert_data=deepspeed_groups._get_expert_data_parallel_group(name),
+            exchange=make_exchange(exchange, expert),
         )
         groups._check()
         return groups
 
     def _check(self) -> None:
+        """Megatron, DeepSpeed and the topology must agree on every group and on this rank's place in it."""
         topology, rank = self.topology, self.rank
-        expected: dict[str, tuple[ProcessGroup, list[int]]] = {
-            "tensor": (self.tensor, _members(topology, rank, topology.tensor_rank)),
-            "data": (self.data, _members(topology, rank, topology.data_rank)),
-            "pipeline": (self.pipeline, _members(topology, rank, topology.pipeline_rank)),
-            "expert": (self.expert, next(g for g in topology.expert_groups() if rank in g)),
-            "expert-data": (self.expert_data, next(g for g in topology.expert_data_groups() if rank in g)),
-        }
-        for name, (group, ranks) in expected.items():
-            found = dist.get_process_group_ranks(group)
-            if sorted(found) != ranks:
-                raise RuntimeError(f"rank {rank}: the {name} group holds ranks {found}, the topology says {ranks}")
-
-    def exchange(self) -> Exchange:
-        """The token exchange of this rank's expert group."""
-        return LocalExchange() if self.topology.expert == 1 else TorchExchange(self.expert)
+        for name, group, ranks in (
+            ("tensor", self.tensor, topology.tensor_groups()),
+            ("data", self.data, topology.data_groups()),
+            ("pipeline", self.pipeline, topology.pipeline_groups()),
+            ("stage", self.stage, topology.stage_groups()),
+            ("expert", self.expert, topology.expert_groups()),
+            ("expert-data", self.expert_data, topology.expert_data_groups()),
+        ):
+            found, wanted = dist.get_process_group_ranks(group), group_of(rank, ranks)
+            if found != wanted:
+                raise RuntimeError(f"rank {rank}: the {name} group holds ranks {found}, the topology says {wanted}")
+        for name, place, wanted_place in (
+            ("tensor", parallel_state.get_tensor_model_parallel_rank(), topology.tensor_rank(rank)),
+            ("data", parallel_state.get_data_parallel_rank(), topology.data_rank(rank)),
+            ("pipeline", parallel_state.get_pipeline_model_parallel_rank(), topology.pipeline_rank(rank)),
+            ("expert", dist.get_rank(self.expert), topology.expert_rank(rank)),
+        ):
+            if place != wanted_place:
+                raise RuntimeError(f"rank {rank}: place {place} among {name} ranks, the topology says {wanted_place}")
 
     @property
     def sequence(self) -> ProcessGroup | None:
         """Ranks among which the tokens of a sequence are spread, or None."""
-        return self.tensor if self.topology.tensor > 1 else None
+        return self.tensor if self.topology.sequence else None
 
     @property
-    def is_first_stage(self) -> bool:
-        return self.topology.pipeline_rank(self.rank) == 0
+    def heads(self) -> ProcessGroup | None:
+        """Ranks among which attention heads are spread, or None."""
+        return self.tensor if self.topology.tensor > 1 else None
+
+    def is_first(self, chunk: int) -> bool:
+        """Whether this rank's chunk ``chunk`` begins the model."""
+        return self.topology.pipeline_rank(self.rank) == 0 and chunk == 0
+
+    def is_last(self, chunk: int) -> bool:
+        """Whether this rank's chunk ``chunk`` ends the model."""
+        return self.is_last_stage and chunk == self.topology.virtual_stages - 1
 
     @property
     def is_last_stage(self) -> bool:
@@ -92,16 +111,11 @@ class Groups:
 
     def destroy(self) -> None:
         """Forget the groups, so that another topology can be built in the same process."""
+        self.exchange.close()
         parallel_state.destroy_model_parallel()
         deepspeed_groups._EXPERT_PARALLEL_GROUP.clear()
         deepspeed_groups._EXPERT_DATA_PARALLEL_GROUP.clear()
         deepspeed_groups.mpu = None
-
-
-def _members(topology: Topology, rank: int, coordinate: Any) -> list[int]:
-    """Ranks that differ from ``rank`` in one coordinate only."""
-    others = [c for c in (topology.tensor_rank, topology.data_rank, topology.pipeline_rank) if c != coordinate]
-    return [r for r in range(topology.world) if all(c(r) == c(rank) for c in others)]
 
 
 def expert_group_name(topology: Topology) -> str:

@@ -32,7 +32,8 @@ class Role:
         """
         if self.tied_copy:
             return 0.0
-        replicas = 1 if self.expert or self.tensor_sharded else topology.tensor
+        one_of_tensor_ranks = self.tensor_sharded or (self.expert and not topology.experts_on_all_tensor_ranks)
+        replicas = 1 if one_of_tensor_ranks else topology.tensor
         if zero == 0:
             replicas *= topology.expert_data if self.expert else topology.data
         return 1.0 / replicas

@@ -51,18 +51,19 @@ class Trained:
     """A small mixture model, its engine, and ``backward(samples)``."""
 
     def __init__(self, groups: Any, zero: int, dtype: str, kind: Callable[..., torch.optim.Optimizer], moe: MoEConfig):
-        from moescale.models.build import build_model
+        from moescale.models.build import build_stage
         from moescale.models.initialise import initialise
         from moescale.models.names import NameMap
         from moescale.parallel.engine import Engine
 
-        self.gpt = build_model(MODEL, moe, vocab=100, seq=16, dtype=dtype, groups=groups)
+        self.stage = build_stage(MODEL, moe, vocab=100, seq=16, dtype=dtype, groups=groups)
         names = NameMap(MODEL, moe, groups)
-        self.entries = names.entries(self.gpt)
+        self.gpt = self.stage[0]
+        self.entries = names.entries(self.stage)
         initialise(self.entries.values(), MODEL, seed=0)
         self.roles = {entry.parameter: entry.role for entry in self.entries.values()}
-        self.engine = Engine(self.gpt, self.roles, groups, kind, zero)
-        self.buffers = names.buffers(self.gpt)
+        self.engine = Engine(self.stage, self.roles, groups, kind, zero)
+        self.buffers = names.buffers(self.stage)
 
     def backward(self, first: int, count: int = 2, weight: float = 1.0) -> None:
         """Add the gradients of ``weight`` x the mean loss of samples ``first ... first + count``."""

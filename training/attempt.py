@@ -25,7 +25,7 @@ class Attempt:
 
     def __init__(self, config: RunConfig, folder: Path, topology: Topology, *, quiet: bool):
         self.config, self.folder, self.quiet = config, folder, quiet
-        self.groups = Groups.build(topology)
+        self.groups = Groups.build(topology, config.parallel.exchange)
 
     def run(self, stop: StopRequest) -> int:
         """Go on from the latest good checkpoint; returns the exit code."""

@@ -167,13 +167,13 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         batch = self.training.batch
         return next(n for n in range(max(batch // 8, 1), batch + 1) if batch % n == 0)
 
-    def check_layout(self, world: int) -> Topology:
-        """The topology on ``world`` ranks.
+    def check_layout(self, world: int, node_ranks: int = 0) -> Topology:
+        """The topology on ``world`` ranks, ``node_ranks`` of them on each node.
 
         Raises:
             UserError: the layout does not fit the world, the model or the batch; says what to try.
         """
-        topology = Topology.build(self.parallel, world)
+        topology = Topology.build(self.parallel, world, node_ranks)
         _check_model_on(self, topology)
         _check_batch_on(self, topology)
         return topology
@@ -183,8 +183,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
         On steps that measure the noise scale, small batches are computed apart, so it must divide their share too.
         """
-        micro = self.training.micro_batch or self.training.batch // topology.data
-        return math.gcd(micro, self.small_batch // topology.data) if for_noise else micro
+        dealt = topology.data * topology.rounds
+        micro = self.training.micro_batch or self.training.batch // dealt
+        return math.gcd(micro, self.small_batch // dealt) if for_noise else micro
 
     @property
     def scientific_hash(self) -> str:
@@ -213,14 +214,25 @@ def _check_model_on(config: RunConfig, topology: Topology) -> None:
             raise UserError(f"parallel.tensor ({tensor}) must divide model.{name} ({value}); try {_divisors(value)}")
     if model.vocab_multiple % tensor:
         raise UserError(f"parallel.tensor ({tensor}) must divide model.vocab_multiple ({model.vocab_multiple})")
-    if config.training.seq % tensor:
+    if topology.sequence and config.training.seq % tensor:
         raise UserError(f"parallel.tensor ({tensor}) must divide training.seq ({config.training.seq})")
     if model.layers % pipeline:
         raise UserError(
             f"parallel.pipeline ({pipeline}) must divide model.layers ({model.layers}); try {_divisors(model.layers)}"
         )
+    per_stage, chunks = model.layers // pipeline, topology.virtual_stages
+    if per_stage % chunks:
+        raise UserError(
+            f"parallel.virtual_stages ({chunks}) must divide the {per_stage} layers of a pipeline stage; "
+            f"try {_divisors(per_stage)}"
+        )
     if moe is None and topology.expert > 1:
         raise UserError(f"parallel.expert ({topology.expert}) needs a moe section; this model is dense")
+    if moe is not None and tensor > 1 and not (topology.sequence or topology.experts_on_all_tensor_ranks):
+        raise UserError(
+            "parallel.sequence: false leaves every tensor rank with the same tokens, so experts cannot be spread over "
+            "tensor ranks; take parallel.sequence=true or parallel.expert_over=dp"
+        )
     if moe is not None and moe.experts % topology.expert:
         raise UserError(
             f"parallel.expert ({topology.expert}) must divide moe.experts ({moe.experts}); try {_divisors(moe.experts)}"
@@ -233,16 +245,29 @@ def _check_batch_on(config: RunConfig, topology: Topology) -> None:
         raise UserError(
             f"training.batch ({batch}) must be a multiple of the data-parallel size ({data} of {topology.world} ranks)"
         )
+    rounds = topology.rounds
+    if batch % (data * rounds):
+        raise UserError(
+            f"training.batch ({batch}) must be a multiple of the data-parallel size ({data}) x parallel.pipeline "
+            f"({rounds}): with virtual stages a rank takes micro-batches in rounds of one for each pipeline stage"
+        )
     micro = config.micro_batch(topology)
+    if batch // data % (micro * rounds) and rounds > 1 and not batch % (micro * data):
+        raise UserError(
+            f"training.micro_batch ({micro}) leaves {batch // data // micro} micro-batches a rank; with virtual stages "
+            f"they must be a multiple of parallel.pipeline ({rounds}); try micro_batch "
+            f"{_divisors(batch // data // rounds)}"
+        )
     if batch % (micro * data):
         raise UserError(
             f"training.micro_batch ({micro}) times the data-parallel size ({data}) must divide training.batch "
             f"({batch}); try micro_batch {_divisors(batch // data)}"
         )
-    if config.noise.every and config.small_batch % data:
+    if config.noise.every and config.small_batch % (data * rounds):
+        virtual = f" x parallel.pipeline ({rounds}; virtual stages)" if rounds > 1 else ""
         raise UserError(
             f"noise.small_batch ({config.small_batch}) must be a multiple of the data-parallel size ({data} of "
-            f"{topology.world} ranks); try noise.small_batch={data}"
+            f"{topology.world} ranks){virtual}; try noise.small_batch={data * rounds}"
         )
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from ..data.loader import HeldOut
 from ..parallel.groups import Groups
@@ -40,8 +39,7 @@ class Score:
 def evaluate(passes: Passes, groups: Groups, held_out: HeldOut, seq: int) -> Score:
     """Score ``held_out``; every rank of the world must call it."""
     batches = _dealt(held_out, groups, max(TOKENS_AT_ONCE // seq, 1))
-    total = sum(passes.evaluate([micro]) for micro in batches)
-    assert isinstance(total, Tensor)
+    total = passes.evaluate(batches)
     topology = groups.topology
     if topology.tensor_rank(groups.rank) != 0:
         total = torch.zeros_like(total)  # tensor ranks compute the same loss: count it once
@@ -56,7 +54,8 @@ def _dealt(held_out: HeldOut, groups: Groups, at_once: int) -> list[MicroBatch]:
     data, rank = groups.topology.data, groups.topology.data_rank(groups.rank)
     count = held_out.tokens_NS.shape[0]
     at_once = min(at_once, -(-count // data))
-    rounds = -(-count // (at_once * data))
+    together = at_once * data * groups.topology.rounds
+    rounds = -(-count // together) * groups.topology.rounds
     batches = []
     for number in range(rounds):
         first = (number * data + rank) * at_once

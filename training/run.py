@@ -36,7 +36,7 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:
         UserError: the configuration, the environment or the folder is wrong; nothing was changed.
     """
     place = Place.from_environment()
-    topology = config.check_layout(place.world)
+    topology = config.check_layout(place.world, place.local_world)
     folder = folder.resolve()
     _check_folder(config, folder)
     status = read_status(folder)

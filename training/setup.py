@@ -8,7 +8,7 @@ import torch
 from ..checkpoint.state import LogicalState
 from ..data import PreparedData, prepare
 from ..data.loader import HeldOut, TrainStream, held_out_sequences
-from ..models.build import GPT, build_model
+from ..models.build import Stage, build_stage
 from ..models.initialise import initialise
 from ..models.names import NameMap
 from ..parallel.engine import Engine
@@ -28,7 +28,7 @@ class Setup:
     config: RunConfig
     groups: Groups
     data: PreparedData
-    gpt: GPT
+    stage: Stage
     engine: Engine
     state: LogicalState
     batches: Batches
@@ -43,7 +43,7 @@ def build(config: RunConfig, groups: Groups) -> Setup:
     training = config.training
     steps = steps_of(config, data.vocab_size)
     check_schedule(config, steps)
-    gpt = build_model(
+    stage = build_stage(
         config.model,
         config.moe,
         vocab=data.vocab_size,
@@ -53,10 +53,10 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         recompute=training.recompute,
     )
     names = NameMap(config.model, config.moe, groups)
-    entries = names.entries(gpt)
+    entries = names.entries(stage)
     initialise(entries.values(), config.model, training.seed)
     engine = Engine(
-        gpt,
+        stage,
         {entry.parameter: entry.role for entry in entries.values()},
         groups,
         lambda parameter_groups: make_optimizer(config.optimizer, parameter_groups),
@@ -68,11 +68,11 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         config=config,
         groups=groups,
         data=data,
-        gpt=gpt,
+        stage=stage,
         engine=engine,
-        state=LogicalState(engine, entries, names.buffers(gpt)),
+        state=LogicalState(engine, entries, names.buffers(stage)),
         batches=Batches(stream, groups, training.batch),
-        passes=Passes(gpt, training.seq, training.seed),
+        passes=Passes(stage, training.seq, training.seed),
         held_out=_held_out(config, data),
         steps=steps,
     )

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..models.build import mixture_layers_of
 from ..models.counts import mixture_layers
 from ..moe.statistics import EXTRA, mean_losses, summarise
 from ..parallel.engine import Squares
@@ -65,7 +64,7 @@ def take_step(setup: Setup, step: int, lr: float, *, measure_noise: bool, stop_a
         if clip and norm > clip:
             engine.scale(clip / norm)
         engine.step(lr)
-        for layer, mixture in mixture_layers_of(setup.gpt):
+        for layer, mixture in setup.stage.mixtures():
             mixture.balance.observe(vectors[layers.index(layer), :-EXTRA])
     return result
 
@@ -95,8 +94,11 @@ def _statistics(setup: Setup) -> Tensor:
     layers = mixture_layers(setup.config.model, moe)
     width = moe.experts + EXTRA if moe is not None else 0
     table = torch.zeros(len(layers), width, device=setup.batches.device)
-    for layer, mixture in mixture_layers_of(setup.gpt):
-        table[layers.index(layer)] = mixture.take_statistics()
+    topology, rank = setup.groups.topology, setup.groups.rank
+    for layer, mixture in setup.stage.mixtures():
+        vector = mixture.take_statistics()
+        if topology.sequence or topology.tensor_rank(rank) == 0:  # otherwise tensor ranks count the same tokens
+            table[layers.index(layer)] = vector
     return table
 
 
@@ -106,7 +108,7 @@ def _bias_ranges(setup: Setup) -> Tensor:
     ranges_L = torch.zeros(len(layers), dtype=torch.float64, device=setup.batches.device)
     topology, rank = setup.groups.topology, setup.groups.rank
     if topology.data_rank(rank) == 0 and topology.tensor_rank(rank) == 0:
-        for layer, mixture in mixture_layers_of(setup.gpt):
+        for layer, mixture in setup.stage.mixtures():
             if mixture.balance.bias_E is not None:
                 low, high = mixture.balance.bias_E.aminmax()
                 ranges_L[layers.index(layer)] = high - low

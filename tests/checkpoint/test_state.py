@@ -20,12 +20,10 @@ def state_of(made: Any) -> LogicalState:
 
 def step(made: Any, first: int) -> None:
     """An optimizer step as training/step.py takes it."""
-    from moescale.models.build import mixture_layers_of
-
     made.backward(first)
     made.engine.reduce()
     made.engine.step(0.01)
-    for _, mixture in mixture_layers_of(made.gpt):
+    for _, mixture in made.stage.mixtures():
         mixture.balance.observe(mixture.take_statistics()[: mixture.config.experts])
 
 
@@ -119,7 +117,7 @@ def test_what_balancing_carries_is_stored(train: Callable[..., Any], tmp_path: P
     for made in (original, resumed):
         step(made, 6)
     one, other = everything(original), everything(resumed)
-    assert not torch.equal(one["decoder.layers.0.mlp.router.weight"], other["decoder.layers.0.mlp.router.weight"])
+    assert not torch.equal(one["0.decoder.layers.0.mlp.router.weight"], other["0.decoder.layers.0.mlp.router.weight"])
 
 
 def test_a_checkpoint_without_buffers_serves_only_who_needs_none(train: Callable[..., Any], tmp_path: Path) -> None:
@@ -140,5 +138,5 @@ def test_an_unknown_buffer_is_refused(train: Callable[..., Any], one_rank: Any) 
 
     made = train(moe=CARRYING)
     made.gpt.decoder.layers[1].mlp.register_buffer("memory", torch.zeros(3))
-    with pytest.raises(KeyError, match=r"no logical name for the buffer decoder\.layers\.1\.mlp\.memory"):
-        NameMap(ModelConfig(layers=2, width=32, heads=2), CARRYING, one_rank).buffers(made.gpt)
+    with pytest.raises(KeyError, match=r"no logical name for the buffer 0\.decoder\.layers\.1\.mlp\.memory"):
+        NameMap(ModelConfig(layers=2, width=32, heads=2), CARRYING, one_rank).buffers(made.stage)

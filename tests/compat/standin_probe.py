@@ -60,7 +60,7 @@ def train_one_step(groups: Any) -> None:
     import megatron.core.tensor_parallel.random as random
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from moescale.models.build import build_model
+    from moescale.models.build import build_stage
     from moescale.models.config import ModelConfig
     from moescale.models.initialise import initialise
     from moescale.models.names import NameMap
@@ -80,8 +80,8 @@ def train_one_step(groups: Any) -> None:
     states = [state.tobytes() for state in (s.numpy() for s in tracker.get_states().values())]
     assert len(set(states)) == len(states), "two kinds of random numbers share a state"
     model = ModelConfig(layers=1, width=16, heads=2)
-    gpt = build_model(model, None, vocab=20, seq=8, dtype="fp32", groups=groups, recompute="full").train()
-    initialise(NameMap(model, None, groups).entries(gpt).values(), model, 0)
+    stage = build_stage(model, None, vocab=20, seq=8, dtype="fp32", groups=groups, recompute="full").train()
+    initialise(NameMap(model, None, groups).entries(stage).values(), model, 0)
     tokens = torch.zeros(2, 8, dtype=torch.int64)
 
     def forward_step(_: Any, gpt: Any) -> Any:
@@ -91,14 +91,14 @@ def train_one_step(groups: Any) -> None:
     get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iter([None]),
-        model=[gpt],
+        model=list(stage),
         num_microbatches=1,
         seq_length=8,
         micro_batch_size=2,
         forward_only=False,
     )
     torch.cuda.synchronize()  # p2p_communication, after receiving
-    gpt.embedding.word_embeddings.weight.data.cuda()  # LanguageModule, for a tied embedding on two stages
+    stage[0].embedding.word_embeddings.weight.data.cuda()  # LanguageModule, for a tied embedding on two stages
 
 
 def main() -> dict[str, Any]:

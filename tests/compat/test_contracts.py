@@ -152,10 +152,8 @@ def test_expert_groups_are_kept_in_private_dictionaries(one_rank: Any) -> None:
 def test_expert_layers_are_recognised_by_class(train: Train) -> None:
     from deepspeed.moe.layer import MoE
 
-    from moescale.models.build import mixture_layers_of
-
     made = train()
-    mixtures = [mixture for _, mixture in mixture_layers_of(made.gpt)]
+    mixtures = [mixture for _, mixture in made.stage.mixtures()]
     assert mixtures
     assert all(isinstance(mixture, MoE) for mixture in mixtures), "re-check moe/bind_deepspeed.py"
     assert made.engine._engine.has_moe_layers, "DeepSpeed finds no experts: re-check moe/bind_deepspeed.py"

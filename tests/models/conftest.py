@@ -49,7 +49,7 @@ CASES: dict[str, tuple[ModelConfig, MoEConfig | None]] = {
 class Built:
     """A model, its name map and its parameters as logical float64 tensors."""
 
-    gpt: Any
+    stage: Any
     entries: dict[str, Any]
     model: ModelConfig
     moe: MoEConfig | None
@@ -60,13 +60,12 @@ class Built:
 
     def losses(self, tokens_BS: Tensor, labels_BS: Tensor, first: int = 0) -> Tensor:
         """Losses of samples ``first ...``."""
-        from moescale.models.build import mixture_layers_of
         from moescale.moe.context import RoutingContext
 
-        for _, mixture in mixture_layers_of(self.gpt):
+        for _, mixture in self.stage.mixtures():
             mixture.contexts.begin(RoutingContext(tokens_BS, torch.arange(first, first + len(tokens_BS))))
         position_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
-        return self.gpt(tokens_BS, position_BS, None, labels=labels_BS)
+        return self.stage[0](tokens_BS, position_BS, None, labels=labels_BS)
 
 
 @pytest.fixture(scope="session")
@@ -74,18 +73,18 @@ def build(one_rank: Any) -> Callable[..., Built]:
     """Makes a model; every gain and matrix differs from its initial value, so that no mistake hides behind ones."""
 
     def make(model: ModelConfig, moe: MoEConfig | None, *, vocab: int = VOCAB, seq: int = 16, **more: Any) -> Built:
-        from moescale.models.build import build_model
+        from moescale.models.build import build_stage
         from moescale.models.initialise import initialise
         from moescale.models.names import NameMap
 
-        gpt: nn.Module = build_model(model, moe, vocab=vocab, seq=seq, dtype="fp32", groups=one_rank, **more)
-        entries = NameMap(model, moe, one_rank).entries(gpt)
+        stage: nn.Module = build_stage(model, moe, vocab=vocab, seq=seq, dtype="fp32", groups=one_rank, **more)
+        entries = NameMap(model, moe, one_rank).entries(stage)
         initialise(entries.values(), model, seed=0)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in gpt.parameters():
+            for parameter in stage.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        return Built(gpt, entries, model, moe)
+        return Built(stage, entries, model, moe)
 
     return make
 

@@ -18,8 +18,8 @@ VOCAB, SEQ = 100, 16
 
 def test_parameters_are_those_of_the_built_model(built: Any) -> None:
     counts = count_parameters(built.model, built.moe, VOCAB)
-    sizes = {name: parameter.numel() for name, parameter in built.gpt.named_parameters()}
-    embedding = {name for name in sizes if "word_embeddings" in name or name.startswith("output_layer")}
+    sizes = {name: parameter.numel() for name, parameter in built.stage.named_parameters()}
+    embedding = {name for name in sizes if "word_embeddings" in name or "output_layer" in name}
     assert len(embedding) == (1 if built.model.tied else 2)
     assert counts.all == sum(sizes.values())
     assert counts.embedding == sum(sizes[name] for name in embedding)

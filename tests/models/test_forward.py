@@ -30,7 +30,7 @@ def test_losses_and_every_gradient(built: Any, make_batch: Callable[..., Any], r
     if built.moe is not None:
         total = total + built.moe.aux_loss * sum(aux) + built.moe.z_loss * sum(z_sum) / tokens.numel()
     total.backward()
-    built.gpt.zero_grad()
+    built.stage.zero_grad()
     found.mean().backward()
     for entry in built.entries.values():
         for piece in entry.pieces:
@@ -38,10 +38,10 @@ def test_losses_and_every_gradient(built: Any, make_batch: Callable[..., Any], r
 
 
 def test_router_losses(built: Any, make_batch: Callable[..., Any], reference_gpt: ModuleType) -> None:
-    from moescale.models.build import mixture_layers_of
+
     from moescale.models.counts import mixture_layers
 
-    mixtures = mixture_layers_of(built.gpt)
+    mixtures = built.stage.mixtures()
     assert [layer for layer, _ in mixtures] == mixture_layers(built.model, built.moe)
     tokens, labels = make_batch()
     _, aux, z_sum = reference_gpt.reference_losses(built.tensors(), built.model, built.moe, 100, tokens, labels)
@@ -64,9 +64,9 @@ def test_padded_vocabulary_gets_no_probability(built: Any, make_batch: Callable[
 
 
 def test_padded_rows_of_the_head_get_no_gradient(built: Any, make_batch: Callable[..., Any]) -> None:
-    built.gpt.zero_grad()
+    built.stage.zero_grad()
     built.losses(*make_batch()).mean().backward()
-    name = "embedding.word_embeddings.weight" if built.model.tied else "output_layer.weight"
+    name = "0.embedding.word_embeddings.weight" if built.model.tied else "0.output_layer.weight"
     gradient = built.entries[name].parameter.grad
     assert gradient.shape[0] == 128
     assert gradient[100:].abs().max() == 0
@@ -99,21 +99,20 @@ def test_recomputation_changes_nothing(
     options: dict[str, Any], build: Callable[..., Any], make_batch: Callable[..., Any]
 ) -> None:
     """Losses, gradients, and statistics, which are counted once. Two batches go forward before one goes backward."""
-    from moescale.models.build import mixture_layers_of
 
     model = ModelConfig(layers=2, width=32, heads=2)
     moe = MoEConfig(experts=4, active=2, granularity=4, shared=1, **options)
     found = []
     for recompute in ("none", "full"):
         made = build(model, moe, recompute=recompute)
-        made.gpt.train()
+        made.stage.train()
         losses = [made.losses(*make_batch(seed=seed), first=10 * seed) for seed in (0, 1)]
         for loss in losses:
             loss.mean().backward()
-        for _, mixture in mixture_layers_of(made.gpt):
+        for _, mixture in made.stage.mixtures():
             mixture.contexts.end()
-        statistics = [mixture.take_statistics() for _, mixture in mixture_layers_of(made.gpt)]
-        found.append([*(loss.detach() for loss in losses), *statistics, *(p.grad for p in made.gpt.parameters())])
+        statistics = [mixture.take_statistics() for _, mixture in made.stage.mixtures()]
+        found.append([*(loss.detach() for loss in losses), *statistics, *(p.grad for p in made.stage.parameters())])
     for plain, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
 

@@ -54,8 +54,8 @@ def test_logical_tensors(built: Any) -> None:
 
 
 def test_every_parameter_has_an_entry(built: Any) -> None:
-    assert set(built.entries) == {name for name, _ in built.gpt.named_parameters()}
-    for name, parameter in built.gpt.named_parameters():
+    assert set(built.entries) == {name for name, _ in built.stage.named_parameters()}
+    for name, parameter in built.stage.named_parameters():
         assert built.entries[name].parameter is parameter
 
 
@@ -100,11 +100,12 @@ def test_an_unknown_parameter_is_refused(build: Callable[..., Any], one_rank: An
     from moescale.models.names import NameMap
 
     model = ModelConfig(layers=1, width=16, heads=2)
-    gpt = build(model, None).gpt
+    stage = build(model, None).stage
+    gpt = stage[0]
     gpt.surprise = nn.Parameter(torch.zeros(1))
     with pytest.raises(KeyError, match="no logical name for the parameter surprise"):
-        NameMap(model, None, one_rank).entries(gpt)
+        NameMap(model, None, one_rank).entries(stage)
     del gpt.surprise
     gpt.decoder.layers[0].surprise = nn.Parameter(torch.zeros(1))
     with pytest.raises(KeyError, match=r"layers\.0\.surprise"):
-        NameMap(model, None, one_rank).entries(gpt)
+        NameMap(model, None, one_rank).entries(stage)

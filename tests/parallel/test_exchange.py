@@ -5,12 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from moescale.parallel.exchange import (
-    LocalExchange,
-    TorchExchange,
-    sum_then_same_everywhere,
-    sum_then_split_use,
-)
+from moescale.parallel.exchange import LocalExchange, TorchExchange
 
 
 def test_nothing_moves_on_one_rank() -> None:
@@ -31,17 +26,3 @@ def test_all_to_all_with_oneself(one_rank: Any, rows: int) -> None:
     assert torch.equal(arrived, sent)
     (gradient,) = torch.autograd.grad((2 * arrived).sum(), sent)
     assert torch.equal(gradient, torch.full_like(sent, 2.0))
-
-
-def test_sums_over_nobody_change_nothing() -> None:
-    x = torch.randn(3)
-    assert sum_then_same_everywhere(x, None) is x
-    assert sum_then_split_use(x, None) is x
-
-
-def test_sums_over_one_rank(one_rank: Any) -> None:
-    x = torch.randn(3, requires_grad=True)
-    for total in (sum_then_same_everywhere, sum_then_split_use):
-        y = total(x, one_rank.tensor)
-        assert torch.equal(y, x)
-        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones(3))
