@@ -14,8 +14,8 @@ from typing import Any
 from setuptools import setup
 
 FOLDERS = (
-    "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "checkpoint", "training",
-    "benchmarks", "launch",
+    "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "checkpoint",
+    "training", "benchmarks", "launch",
 )  # fmt: skip
 SOURCES = Path(__file__).parent / "csrc"
 # The oldest torch whose stable ABI has what csrc/ uses: the library serves every newer one.
