@@ -17,6 +17,12 @@ MODEL = ModelConfig(layers=2, width=32, heads=2)
 MOE = MoEConfig(experts=4, active=2, expert_width=16, shared=1, first_dense=1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--parity-table", metavar="FILE", help="write what tests/training/test_parity.py measured, as Markdown"
+    )
+
+
 @pytest.fixture(scope="session")
 def reference_gpt() -> ModuleType:
     """The module ``tests/reference_gpt.py``."""

@@ -6,10 +6,14 @@ Started by test_parity.py, one process a rank, as ``python parity_worker.py JOB.
 import json
 import sys
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
 
@@ -20,9 +24,82 @@ from moescale.training.config import RunConfig
 
 install()
 
+import deepspeed.comm
+from deepspeed.utils import groups as deepspeed_groups
+from parity_judge import Masked
+
+from moescale.moe import balance
+from moescale.parallel import engine
 from moescale.parallel.groups import Groups
+from moescale.parallel.noise import SmallBatchGradients
+from moescale.parallel.roles import Role
+from moescale.training.batches import Batches
 from moescale.training.setup import build
 from moescale.training.step import take_step
+
+
+def micro_batches_not_averaged():
+    step = Batches.step
+
+    def wrong(self, *arguments):
+        batch = step(self, *arguments)
+        return replace(batch, denominator=batch.denominator / len(batch.micro_batches))
+
+    return mock.patch.object(Batches, "step", wrong)
+
+
+def loss_as_mean_of_means():
+    """Each rank divides by its own labels."""
+    step = Batches.step
+
+    def wrong(self, *arguments):
+        batch = step(self, *arguments)
+        own = sum(micro.mask.sum().item() for micro in batch.micro_batches)
+        return replace(batch, denominator=own / len(batch.micro_batches))
+
+    return mock.patch.object(Batches, "step", wrong)
+
+
+def expert_gradients_not_summed():
+    all_reduce = deepspeed.comm.all_reduce
+
+    def wrong(tensor, *arguments, group=None, **keywords):
+        if group is not deepspeed_groups._get_expert_data_parallel_group("ep_size_1"):
+            all_reduce(tensor, *arguments, group=group, **keywords)
+
+    return mock.patch.object(deepspeed.comm, "all_reduce", wrong)
+
+
+def expert_gradients_over_all_data_ranks():
+    """What DeepSpeed does when its gradients are not contiguous."""
+    settings = engine._settings
+
+    def wrong(*arguments, **keywords):
+        found = settings(*arguments, **keywords)
+        found["zero_optimization"]["contiguous_gradients"] = False
+        return found
+
+    return mock.patch.object(engine, "_settings", wrong)
+
+
+def experts_left_out_of_norm():
+    weight = Role.norm_weight
+    return mock.patch.object(Role, "norm_weight", lambda self, *a, **k: 0.0 if self.expert else weight(self, *a, **k))
+
+
+MUTATIONS = {
+    "": nullcontext,
+    "micro-batches-not-averaged": micro_batches_not_averaged,
+    "loss-as-mean-of-means": loss_as_mean_of_means,
+    "expert-gradients-not-summed": expert_gradients_not_summed,
+    "expert-gradients-over-all-data-ranks": expert_gradients_over_all_data_ranks,
+    "experts-left-out-of-norm": experts_left_out_of_norm,
+    "replicas-counted-in-norm": lambda: mock.patch.object(Role, "norm_weight", return_value=1.0),
+    "tied-embedding-not-summed": lambda: mock.patch.object(engine.Engine, "tied_parameters", return_value=[]),
+    "sequence-parallel-not-summed": lambda: mock.patch.object(engine, "all_reduce_together", return_value=None),
+    "load-balance-of-a-part": lambda: mock.patch.object(balance, "sum_then_same_everywhere", lambda x, group: x),
+    "noise-of-one-rank": lambda: mock.patch.object(SmallBatchGradients, "_sum_over_replicas", return_value=None),
+}
 
 
 def capture_gradients(setup, into):
@@ -44,8 +121,10 @@ def boxes(found):
 
 def run_case(case, place):
     config = validate(RunConfig, case["config"], case["name"])
-    groups = Groups.build(config.check_layout(place.world))
+    groups = Groups.build(config.check_layout(place.world), config.parallel.exchange)
     setup = build(config, groups)
+    if case["masked"]:
+        setup.batches.stream = Masked(setup.batches.stream)
     gradients = []
     capture_gradients(setup, gradients)
     results = []
@@ -67,9 +146,11 @@ def run_case(case, place):
 def main():
     job = json.loads(Path(sys.argv[1]).read_text())
     place = Place.from_environment()
-    start(place, 60)
+    start(place, 120)
     for case in job["cases"]:
-        torch.save(run_case(case, place), Path(job["out"]) / f"{case['name']}.{place.rank}.pt")
+        with MUTATIONS[case["mutation"]]():
+            stored = run_case(case, place)
+        torch.save(stored, Path(job["out"]) / f"{case['name']}.{place.rank}.pt")
     leave()
 
 

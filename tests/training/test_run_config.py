@@ -101,6 +101,32 @@ def test_sections_that_contradict_each_other(change: dict[str, Any], said: str) 
             2,
             r"noise.small_batch \(1\) must be a multiple of the data-parallel size \(2 of 2 ranks\)",
         ),
+        (
+            {"parallel": {"pipeline": 2, "virtual_stages": 2}, "model": {"layers": 2}},
+            2,
+            r"parallel.virtual_stages \(2\) must divide the 1 layers of a pipeline stage; try 1",
+        ),
+        (
+            {"parallel": {"pipeline": 2, "virtual_stages": 2}, "model": {"layers": 4}, "training": {"micro_batch": 8}},
+            2,
+            r"training.micro_batch \(8\) leaves 1 micro-batches a rank; with virtual stages they must be a multiple of "
+            r"parallel.pipeline \(2\); try micro_batch 1, 2, 4",
+        ),
+        (
+            {
+                "parallel": {"pipeline": 2, "virtual_stages": 2},
+                "model": {"layers": 4},
+                "noise": {"every": 1, "small_batch": 1},
+            },
+            4,
+            r"noise.small_batch \(1\) must be a multiple of the data-parallel size \(2 of 4 ranks\) x "
+            r"parallel.pipeline \(2; virtual stages\); try noise.small_batch=4",
+        ),
+        (
+            {**MOE, "parallel": {"tensor": 2, "sequence": False}},
+            2,
+            r"parallel.sequence: false leaves every tensor rank with the same tokens.*expert_over=dp",
+        ),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, 6, r"= 4 must divide the number of ranks \(6\)"),
     ],
 )
