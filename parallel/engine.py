@@ -254,6 +254,10 @@ class Engine:
         if self.zero:
             self._engine.optimizer.update_lp_params()
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the parameters: as long as they hang there, nothing of the engine is freed."""
+        self._engine.destroy()
+
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer if self.zero else self._engine.optimizer
 

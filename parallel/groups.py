@@ -1,6 +1,6 @@
 """Process groups of a topology: Megatron's and DeepSpeed's, built from one description and checked against it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
@@ -26,19 +26,32 @@ class Groups:
     expert: ProcessGroup
     expert_data: ProcessGroup
     exchange: Exchange
+    exchange_chunks: int = 1  # as ``parallel.exchange_chunks``
+    _made: list[ProcessGroup] = field(default_factory=list)  # all of them, Megatron's and DeepSpeed's included
 
     @classmethod
-    def build(cls, topology: Topology, exchange: ExchangeKind = "torch") -> "Groups":
+    def build(
+        cls,
+        topology: Topology,
+        exchange: ExchangeKind = "torch",
+        timeout: float = 600.0,
+        exchange_chunks: int = 1,
+    ) -> "Groups":
         """Create the groups on every rank of an initialised ``torch.distributed`` world.
+
+        Args:
+            timeout: seconds after which a silent peer of the exchange is an error.
 
         Raises:
             RuntimeError: Megatron or DeepSpeed placed a rank elsewhere than the topology says.
         """
         rank = dist.get_rank()
+        before = _existing()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=topology.tensor,
             pipeline_model_parallel_size=topology.pipeline,
             virtual_pipeline_model_parallel_size=topology.virtual_stages if topology.virtual_stages > 1 else None,
+            create_gloo_process_groups=False,  # for Megatron's own distributed optimizer
         )
         deepspeed_groups.mpu = MegatronUnits
         name = expert_group_name(topology)
@@ -59,8 +72,10 @@ class Groups:
             embedding=parallel_state.get_embedding_group(check_initialized=False),
             expert=expert,
             expert_data=deepspeed_groups._get_expert_data_parallel_group(name),
-            exchange=make_exchange(exchange, expert),
+            exchange=make_exchange(exchange, expert, timeout, topology.node),
+            exchange_chunks=exchange_chunks,
         )
+        groups._made.extend(group for group in _existing() if group not in before)
         groups._check()
         return groups
 
@@ -110,12 +125,22 @@ class Groups:
         return self.topology.pipeline_rank(self.rank) == self.topology.pipeline - 1
 
     def destroy(self) -> None:
-        """Forget the groups, so that another topology can be built in the same process."""
+        """End the groups with their threads, so that another topology can be built in the same process."""
         self.exchange.close()
         parallel_state.destroy_model_parallel()
         deepspeed_groups._EXPERT_PARALLEL_GROUP.clear()
         deepspeed_groups._EXPERT_DATA_PARALLEL_GROUP.clear()
         deepspeed_groups.mpu = None
+        left = _existing()  # an exchange ends the groups that it made
+        for group in self._made:
+            if group in left:
+                dist.destroy_process_group(group)
+        self._made.clear()
+
+
+def _existing() -> list[ProcessGroup]:
+    """The process groups that this rank is a member of."""
+    return list(dist.distributed_c10d._world.pg_map)
 
 
 def expert_group_name(topology: Topology) -> str:

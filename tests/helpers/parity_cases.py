@@ -135,6 +135,9 @@ def _two() -> World:
             world.add(
                 f"{option}-{axis}", {"moe": {**MIXTURE, **OPTIONS[option]}, "noise": NOISE}, micro(2), parallel(**sizes)
             )
+    # Every visit goes to the first two experts: the second rank's have nothing to do.
+    idle: Changes = {"moe": {**MIXTURE, "router": "forced", "skew": 60.0}}
+    world.add("moe-ep2-one-rank-idle", idle, micro(2), RECOMPUTE, parallel(expert=2))
     for option in ("groups", "jitter", "hash", "forced", "choice", "sinkhorn"):
         routed: Changes = {"moe": {**MIXTURE, **OPTIONS[option]}}
         world.add(f"{option}-dp2", routed, micro(2), RECOMPUTE, {"noise": NOISE})
@@ -249,3 +252,6 @@ def _mutated() -> World:
 CORE = {1: _one(), 2: _two(), 4: _four({n: FOUR_RANKS[n] for n in ("tp2-ep4", "pp2-virtual2-ep2", "tp2-ep2-over-dp")})}
 MATRIX = {3: _three(), 4: _whole_four(), 8: _eight()}
 MUTATED = _mutated()
+WORLDS = {f"core-{world.ranks}": world for world in CORE.values()}
+WORLDS |= {f"matrix-{world.ranks}": world for world in MATRIX.values()}
+WORLDS["mutated"] = MUTATED

@@ -214,6 +214,7 @@ def judge(ranks: list[dict[str, Any]], config: RunConfig, case: Case, gpt: Any) 
                 check_noise(result.noise, reference, samples, gradients, errors)
         reference.step(gradients, seen)
     check_state(ranks, reference, errors)
+    check_score(ranks, reference, errors)
     return errors
 
 
@@ -250,6 +251,29 @@ def check_noise(found: Any, reference: Reference, samples: range, gradients: Any
         errors.number("noise scale", found[kind]["g2"], g2, 2e-5, scale)
         errors.number("noise scale", found[kind]["trace"], trace, 2e-5, scale * b_big)
     assert (found["b_small"], found["b_big"]) == (b_small, b_big)
+
+
+def check_score(ranks: list[Any], reference: Reference, errors: Errors) -> None:
+    """Loss on held-out text with the weights after the last step; neither jitter nor balanced assignment in it."""
+    config, held_out = reference.config, ranks[0]["held_out"]
+    moe = config.moe
+    if moe is not None and moe.router == "expert_choice":
+        return  # the padded end of the last sequence is one token over and over: experts draw among equals
+    if moe is not None:
+        moe = moe.model_copy(update={"jitter": 0.0, "router": "topk" if moe.router == "sinkhorn" else moe.router})
+    with torch.no_grad():
+        losses, *_ = reference.gpt.reference_losses(
+            {**reference.tensors, **reference.carried},
+            config.model,
+            moe,
+            reference.vocab,
+            held_out.tokens_NS,
+            held_out.labels_NS,
+            (config.training.seed, 0, 0),
+        )
+    wanted = float((losses * held_out.mask_NS).sum())
+    for rank in ranks:
+        errors.number("held-out loss", rank["score"].loss_sum, wanted, 1e-6 if config.optimizer.eps > 1e-8 else 1e-3)
 
 
 def check_state(ranks: list[Any], reference: Reference, errors: Errors) -> None:

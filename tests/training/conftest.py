@@ -1,5 +1,6 @@
 """A small corpus and run configurations for tests that train."""
 
+import json
 import os
 import random
 import socket
@@ -9,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from parity_cases import WORLDS, World
+from parity_judge import STEPS
+
+from moescale.base.config import validate
+from moescale.data import prepare
+from moescale.training.config import RunConfig
 
 WORDS = [
     "the",
@@ -129,3 +137,34 @@ def small_run(corpus: dict[str, Any]) -> Any:
 @pytest.fixture(scope="session")
 def here() -> Path:
     return Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``computed(world, case)``: what each rank stored; a world is spawned when it is first asked for."""
+    done: dict[str, Path] = {}
+
+    def spawn(world: World) -> Path:
+        out = tmp_path_factory.mktemp("world")
+        cases = [
+            {
+                "name": name,
+                "steps": STEPS,
+                "config": small_run(**case.changes),
+                "masked": case.masked,
+                "mutation": case.mutation,
+            }
+            for name, case in world.cases.items()
+        ]
+        prepare(validate(RunConfig, cases[0]["config"], "case").data)
+        (out / "job.json").write_text(json.dumps({"cases": cases, "out": str(out)}))
+        run_ranks([str(here / "parity_worker.py"), str(out / "job.json")], world.ranks, timeout=60 + 20 * len(cases))
+        return out
+
+    def get(where: str, name: str) -> list[dict[str, Any]]:
+        if where not in done:
+            done[where] = spawn(WORLDS[where])
+        ranks = range(WORLDS[where].ranks)
+        return [torch.load(done[where] / f"{name}.{rank}.pt", weights_only=False) for rank in ranks]
+
+    return get

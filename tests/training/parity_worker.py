@@ -3,6 +3,7 @@
 Started by test_parity.py, one process a rank, as ``python parity_worker.py JOB.json``.
 """
 
+import gc
 import json
 import sys
 import warnings
@@ -34,6 +35,7 @@ from moescale.parallel.groups import Groups
 from moescale.parallel.noise import SmallBatchGradients
 from moescale.parallel.roles import Role
 from moescale.training.batches import Batches
+from moescale.training.evaluate import evaluate
 from moescale.training.setup import build
 from moescale.training.step import take_step
 
@@ -132,6 +134,9 @@ def run_case(case, place):
         measure = config.noise.every > 0
         results.append(take_step(setup, step, config.optimizer.lr, measure_noise=measure, stop_asked=False))
     stored = {"results": results, "gradients": gradients, "state": boxes(setup.state.boxes())}
+    (held_out,) = setup.held_out.values()
+    stored["held_out"] = held_out
+    stored["score"] = evaluate(setup.passes, groups, held_out, config.training.seq)
     parameters = {
         piece.name: piece.read(entry.parameter.detach()).clone()
         for entry in setup.state.entries.values()
@@ -139,6 +144,7 @@ def run_case(case, place):
         if all(s == e for s, e in zip(piece.shape, piece.extent, strict=True))
     }
     stored["replicated"] = parameters  # whole tensors on this rank: every replica must agree
+    setup.engine.close()
     groups.destroy()
     return stored
 
@@ -151,6 +157,10 @@ def main():
         with MUTATIONS[case["mutation"]]():
             stored = run_case(case, place)
         torch.save(stored, Path(job["out"]) / f"{case['name']}.{place.rank}.pt")
+        # A case's process groups end, with their threads, when the engine that holds them is collected.
+        del stored
+        gc.unfreeze()
+        gc.collect()
     leave()
 
 

@@ -9,23 +9,16 @@ doubled at EP=2), DeepSpeed#5259 (scale depends on EP), Megatron-LM#5916 (norm u
 The core runs by default, the whole matrix with ``-m slow``; ``--parity-table FILE`` writes what was measured.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from parity_cases import CORE, MATRIX, MUTATED, World
-from parity_judge import STEPS, Errors, judge, judge_bf16
+from parity_cases import MUTATED, WORLDS
+from parity_judge import Errors, judge, judge_bf16
 
 from moescale.base.config import validate
-from moescale.data import prepare
 from moescale.training.config import RunConfig
-
-WORLDS = {f"core-{world.ranks}": world for world in CORE.values()}
-WORLDS |= {f"matrix-{world.ranks}": world for world in MATRIX.values()}
-WORLDS["mutated"] = MUTATED
 
 
 def labels(bf16: bool) -> list[Any]:
@@ -36,37 +29,6 @@ def labels(bf16: bool) -> list[Any]:
         for name, case in world.cases.items()
         if where != "mutated" and case.bf16 == bf16 and not (bf16 and world.ranks == 1)
     ]
-
-
-@pytest.fixture(scope="session")
-def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``computed(world, case)``: what each rank stored; a world is spawned when it is first asked for."""
-    done: dict[str, Path] = {}
-
-    def spawn(world: World) -> Path:
-        out = tmp_path_factory.mktemp("world")
-        cases = [
-            {
-                "name": name,
-                "steps": STEPS,
-                "config": small_run(**case.changes),
-                "masked": case.masked,
-                "mutation": case.mutation,
-            }
-            for name, case in world.cases.items()
-        ]
-        prepare(validate(RunConfig, cases[0]["config"], "case").data)
-        (out / "job.json").write_text(json.dumps({"cases": cases, "out": str(out)}))
-        run_ranks([str(here / "parity_worker.py"), str(out / "job.json")], world.ranks, timeout=60 + 20 * len(cases))
-        return out
-
-    def get(where: str, name: str) -> list[dict[str, Any]]:
-        if where not in done:
-            done[where] = spawn(WORLDS[where])
-        ranks = range(WORLDS[where].ranks)
-        return [torch.load(done[where] / f"{name}.{rank}.pt", weights_only=False) for rank in ranks]
-
-    return get
 
 
 @pytest.fixture(scope="session")
