@@ -91,6 +91,7 @@ VIRTUAL = parallel(pipeline=2, virtual_stages=2)
 def _one() -> World:
     world = World(1)
     world.add("bf16", BF16)
+    world.add("bf16-deep", BF16, DEEP)
     world.add("dense")
     world.add("dense-micro-2", micro(2))
     world.add("moe", MOE)
