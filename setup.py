@@ -5,6 +5,7 @@ package installs without it and uses reference operations, as ``moescale doctor`
 build: ``pip install --no-build-isolation``.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ FOLDERS = (
 )  # fmt: skip
 SOURCES = Path(__file__).parent / "csrc"
 # The oldest torch whose stable ABI has what csrc/ uses: the library serves every newer one.
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 CXX = ["-std=c++20", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", STABLE_ABI]
 NVCC = [
     "-std=c++20", "-O3", "-DUSE_CUDA", STABLE_ABI,
@@ -40,11 +41,13 @@ def native() -> dict[str, Any]:
     # The launchers need functions of a torch that was built for CUDA.
     cuda = torch.version.cuda is not None and CUDA_HOME is not None
     sources = [*_files("cpu/*.cpp"), *_files("bindings/*.cpp"), *(_files("cuda/*.cu") if cuda else [])]
+    nccl = _nccl() if cuda else {}
     extension = (CUDAExtension if cuda else CppExtension)(
         "moescale.compat._native",
-        sources,
+        [*sources, *(_files("cuda/exchange_nccl.cpp") if nccl else [])],
         depends=[*_files("**/*.h"), *_files("**/*.cuh")],
-        extra_compile_args={"cxx": CXX, "nvcc": NVCC},
+        extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"] if cuda else CXX, "nvcc": NVCC},
+        **nccl,
         py_limited_api=True,
         optional=True,  # a compiler that fails costs speed, not the installation
     )
@@ -53,6 +56,23 @@ def native() -> dict[str, Any]:
         "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
+
+
+def _nccl() -> dict[str, Any]:
+    """Arguments of the extension that find NCCL: torch's CUDA wheels bring it, other builds use the system's."""
+    wheel = importlib.util.find_spec("nvidia.nccl") if importlib.util.find_spec("nvidia") else None
+    for folder in (Path(path) for path in (wheel.submodule_search_locations or () if wheel else ())):
+        if (folder / "include" / "nccl.h").is_file():
+            # torch has loaded this very file before the extension asks for it by name.
+            return {
+                "include_dirs": [str(folder / "include")],
+                "library_dirs": [str(folder / "lib")],
+                "extra_link_args": ["-l:libnccl.so.2"],
+            }
+    if Path("/usr/include/nccl.h").is_file():
+        return {"libraries": ["nccl"]}
+    print("moescale: the exchange over NCCL is left out: there is no nccl.h", file=sys.stderr)
+    return {}
 
 
 def _files(pattern: str) -> list[str]:

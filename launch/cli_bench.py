@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="what to measure: a layer (moe), its operations (dispatch), a step")],
+    name: Annotated[
+        str, typer.Argument(help="a layer (moe), its operations (dispatch), rows between ranks (exchange), a step")
+    ],
     against: Annotated[str | None, typer.Option(metavar="LIST", help="peers beside ours; default: all")] = None,
     case: Annotated[str | None, typer.Option(metavar="LIST", help="default: those the benchmark runs")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="default: those of each case")] = None,

@@ -30,10 +30,17 @@ class MegatronMoE(MoELayer):
         *,
         moe: MoEConfig,
         exchange: Exchange | None = None,
+        exchange_chunks: int = 1,
         sequence_group: ProcessGroup | None = None,
         **unused: Any,
     ):
-        super().__init__(config.hidden_size, moe, exchange=exchange, sequence_group=sequence_group)
+        super().__init__(
+            config.hidden_size,
+            moe,
+            exchange=exchange,
+            exchange_chunks=exchange_chunks,
+            sequence_group=sequence_group,
+        )
         self.contexts = ContextQueue()
 
     def set_layer_number(self, number: int) -> None:

@@ -39,7 +39,14 @@ class GroupedExperts(nn.Module):
             weight_TK: multiplies the result of each visit. It is applied to the activations, which are narrower
                 than the result where experts are fine, and need not be kept for its gradient.
         """
-        return _Experts.apply(rows_RD, weight_TK, self.w_in, self.w_out, assignment)
+        return apply_experts(rows_RD, weight_TK, self.w_in, self.w_out, assignment)
+
+
+def apply_experts(
+    rows_RD: Tensor, weight_TK: Tensor | None, w_in: Tensor, w_out: Tensor, assignment: Assignment
+) -> Tensor:
+    """`GroupedExperts` with weights that are given."""
+    return _Experts.apply(rows_RD, weight_TK, w_in, w_out, assignment)
 
 
 class _Experts(torch.autograd.Function):

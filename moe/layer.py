@@ -1,6 +1,6 @@
 """The MoE layer: route, permute, exchange, experts, exchange back, combine. A plain module; no engine in sight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from .balance import Balance
 from .capacity import rows_limit, within_capacity
 from .config import MoEConfig
 from .context import RoutingContext
+from .delivery import deliver, give_back
 from .dispatch import Assignment, combine, permute
 from .experts import GroupedExperts, SharedExperts, row_multiple
+from .overlap import check_chunks, mix_in_chunks
 from .routers import build_router
 from .routing import Routing, TokenGrid
 from .statistics import statistics_vector
@@ -34,6 +36,8 @@ class MoELayer(nn.Module):
         config: experts, routing and losses.
         exchange: where the other experts are; default: all here. Expert parallelism over P ranks gives each rank
             the experts ``[rank * E / P, (rank + 1) * E / P)``.
+        exchange_chunks: in how many parts a rank's experts take and give their rows, so that one part's travel
+            while another's are computed (moe/overlap.py); must divide E / P.
         sequence_group: ranks among which each sequence's tokens are spread, or None.
         batch_first: input is ``[B, S, D]`` instead of Megatron's ``[S, B, D]``.
         layer: number of this layer in the model: random and hashed routing differ by layer.
@@ -49,6 +53,7 @@ class MoELayer(nn.Module):
         config: MoEConfig,
         *,
         exchange: Exchange | None = None,
+        exchange_chunks: int = 1,
         sequence_group: ProcessGroup | None = None,
         batch_first: bool = False,
         layer: int = 0,
@@ -56,8 +61,10 @@ class MoELayer(nn.Module):
         super().__init__()
         self.config = config
         self.exchange: Exchange = exchange or LocalExchange()
+        self.exchange_chunks = exchange_chunks
         if config.experts % self.exchange.size:
             raise ValueError(f"the exchange's ranks ({self.exchange.size}) must divide moe.experts ({config.experts})")
+        check_chunks(self.exchange, exchange_chunks, config.experts // self.exchange.size)
         self.sequence_group = sequence_group
         self.batch_first = batch_first
         expert_width = config.width_of_expert(width)
@@ -99,6 +106,8 @@ class MoELayer(nn.Module):
         multiple = row_multiple(x_TD)
         if limit is not None:
             limit = -(-limit // multiple) * multiple
+        if self.exchange.size > 1 and self.exchange_chunks > 1:
+            return mix_in_chunks(x_TD, routing, self.experts, self.exchange, self.exchange_chunks, limit)
         if self.exchange.size > 1:
             apply = self._ragged_elsewhere if limit is None else self._padded_elsewhere
             assignment = Assignment.build(routing.index_TK, self.config.experts, limit=limit)
@@ -112,25 +121,37 @@ class MoELayer(nn.Module):
         sent_PE = assignment.counts_E.view(self.exchange.size, -1)
         received_PE = self.exchange.counts(sent_PE)
         sent, received = sent_PE.sum(dim=1).tolist(), received_PE.sum(dim=1).tolist()
-        assignment = assignment.cut(sum(sent))
-        arrived = self.exchange.rows(permute(x_TD, assignment), sent, received)
         # Rows arrive ordered by (peer, expert) and are needed by (expert, peer): an assignment with K = 1.
         local = self.experts.w_in.shape[0]
         expert_of_row = torch.arange(local, device=x_TD.device).repeat(self.exchange.size)
         index_R1 = expert_of_row.repeat_interleave(received_PE.flatten()).unsqueeze(-1)
-        regroup = Assignment.build(index_R1, local, multiple=row_multiple(arrived))
-        back = combine(self.experts(permute(arrived, regroup), regroup), None, regroup)
-        return combine(self.exchange.rows(back, received, sent), weight_TK, assignment)
+        arrival = Assignment.build(index_R1, local, multiple=row_multiple(x_TD))
+        return self._elsewhere(x_TD, assignment.cut(sum(sent)), arrival, sent, received, weight_TK)
 
     def _padded_elsewhere(self, x_TD: Tensor, assignment: Assignment, weight_TK: Tensor) -> Tensor:
         """The same with as many rows for each expert on each rank, so that no size has to be asked or read."""
         peers, local = self.exchange.size, self.experts.w_in.shape[0]
-        rows = len(assignment.visit_R) // peers
-        arrived = self.exchange.rows(permute(x_TD, assignment), [rows] * peers, [rows] * peers)
-        grouped_RD = arrived.view(peers, local, -1, x_TD.shape[1]).transpose(0, 1).reshape(arrived.shape)
-        done = self.experts(grouped_RD, Assignment.even(local, len(arrived) // local, x_TD.device))
-        back = done.view(local, peers, -1, x_TD.shape[1]).transpose(0, 1).reshape(arrived.shape)
-        return combine(self.exchange.rows(back, [rows] * peers, [rows] * peers), weight_TK, assignment)
+        rows = len(assignment.visit_R)
+        place_R = torch.arange(rows, device=x_TD.device)
+        arrival = replace(
+            Assignment.even(local, rows // local, x_TD.device),
+            visit_R=place_R.view(peers, local, -1).transpose(0, 1).flatten(),
+            row_TK=place_R.view(local, peers, -1).transpose(0, 1).reshape(-1, 1),
+        )
+        even = [rows // peers] * peers
+        return self._elsewhere(x_TD, assignment, arrival, even, even, weight_TK)
+
+    def _elsewhere(
+        self,
+        x_TD: Tensor,
+        assignment: Assignment,
+        arrival: Assignment,
+        sent: list[int],
+        received: list[int],
+        weight_TK: Tensor,
+    ) -> Tensor:
+        rows_RD = self.experts(deliver(x_TD, assignment, arrival, self.exchange, sent, received), arrival)
+        return combine(give_back(rows_RD, arrival, self.exchange, sent, received), weight_TK, assignment)
 
     def take_statistics(self) -> Tensor:
         """The statistics vector summed since the last call; forgets it."""

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 ExpertsOver = Literal["dp_tp", "dp"]
-ExchangeKind = Literal["torch"]
+ExchangeKind = Literal["torch", "shared", "mpi", "nccl", "two_level"]
+OVERLAPPING: tuple[ExchangeKind, ...] = ("torch", "nccl", "two_level")
 
 
 class ParallelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -25,7 +26,14 @@ class ParallelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False
     )
     sequence: bool = Field(True, description="tensor ranks share out tokens between their products")
     zero: Literal[0, 1] = Field(1, description="ZeRO stage; 0 is for fp32 parity tests only")
-    exchange: ExchangeKind = Field("torch", description="all-to-all backend")
+    exchange: ExchangeKind = Field(
+        "torch",
+        description="all-to-all backend: torch.distributed's; shared memory between CPU ranks of one host; MPI; csrc's "
+        "over NCCL; inside each node and then between nodes",
+    )
+    exchange_chunks: int = Field(
+        1, ge=1, description="parts of a rank's experts whose rows travel while other parts are computed"
+    )
 
 
 class RuntimeConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -8,6 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from .plan import Moves, Plan
+from .planned import CollectivePlan
+
 
 class TorchExchange:
     """`torch.distributed.all_to_all_single` over ``group`` (gloo or NCCL)."""
@@ -18,12 +21,20 @@ class TorchExchange:
         self.rank = dist.get_rank(group)
 
     def counts(self, sent_PE: Tensor) -> Tensor:
-        received_PE = torch.empty_like(sent_PE)
+        received_PE = torch.empty_like(sent_PE, memory_format=torch.contiguous_format)
         dist.all_to_all_single(received_PE, sent_PE.contiguous(), group=self.group)
         return received_PE
 
     def rows(self, rows_RD: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         return _AllToAll.apply(rows_RD, list(sent), list(received), self.group)
+
+    def plan(self, moves: Moves) -> Plan:
+        return CollectivePlan(self.group, moves)
+
+    def plans(
+        self, sent_CP: Sequence[Sequence[int]], received_CP: Sequence[Sequence[int]], device: torch.device
+    ) -> list[Plan]:
+        return [self.plan(Moves.flat(*counts)) for counts in zip(sent_CP, received_CP, strict=True)]
 
     def close(self) -> None:
         pass

@@ -5,7 +5,7 @@ ranks the experts are spread; on one rank nothing moves.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +29,16 @@ class Exchange(Protocol):
 
     def close(self) -> None:
         """Give back what the exchange holds besides its group."""
+
+
+@runtime_checkable
+class GatheringExchange(Exchange, Protocol):
+    """An exchange that takes rows from where they are, so that nobody has to lay them out by peer first."""
+
+    def gathered(
+        self, rows_RD: Tensor, visit_R: Tensor, active: int, sent: Sequence[int], received: Sequence[int]
+    ) -> Tensor:
+        """As ``rows``, but of the rows ``visit_R // active``, with zeros where visit_R is -1; without a gradient."""
 
 
 class LocalExchange:

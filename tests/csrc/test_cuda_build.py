@@ -19,6 +19,8 @@ CSRC = Path(moescale.__file__).parent / "csrc"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 TOOLKITS = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
 TOOLKITS.append(Path("/usr/local/cuda"))
+TORCH = Path(torch.__file__).parent / "include"
+NCCL = [Path(torch.__file__).parent.parent / "nvidia/nccl/include", Path("/usr/include")]
 FLAGS = ["-std=c++20", "-O3", "-Werror", "all-warnings"]
 
 # Most registers a thread may use. 65536 / (registers x threads a block) blocks share a multiprocessor.
@@ -128,12 +130,36 @@ def test_rows_move_16_bytes_at_a_time(compiled: tuple[Path, str]) -> None:
 @pytest.mark.parametrize("source", sorted((CSRC / "cuda").glob("*.cu")), ids=lambda path: path.stem)
 def test_the_launchers_compile_without_warnings(source: Path, tmp_path: Path) -> None:
     """Against the torch that is installed, be it built for CUDA or not."""
-    include = Path(torch.__file__).parent / "include"
-    defines = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     generate = [f"-gencode=arch=compute_{a.removeprefix('sm_')},code={a}" for a in ARCHITECTURES]
     out = tmp_path / "launchers.o"
-    command = [tool("nvcc"), *FLAGS, *defines, *generate, "-Xcompiler", "-fPIC,-Wall", "-isystem", str(include)]
-    run([*command, "-c", str(source), "-o", str(out)])
-    symbols = run(["nm", "-u", str(out)])
+    command = [tool("nvcc"), *FLAGS, *launcher_defines(), *generate, "-Xcompiler", "-fPIC,-Wall"]
+    run([*command, "-isystem", str(TORCH), "-c", str(source), "-o", str(out)])
+    assert_calls_only_the_stable_abi(out)
+
+
+@pytest.mark.slow
+def test_the_exchange_compiles_against_nccl(tmp_path: Path) -> None:
+    header = next((f for f in NCCL if (f / "nccl.h").is_file()), None)
+    if header is None:
+        pytest.skip("nccl.h is not installed (it comes with torch's CUDA wheels, and as nvidia-nccl-cu13)")
+    toolkit = next((t for t in TOOLKITS if (t / "include" / "cuda_runtime.h").is_file()), None)
+    if toolkit is None:
+        pytest.skip("there is no CUDA toolkit")
+    out = tmp_path / "exchange.o"
+    includes = [part for folder in (TORCH, header, toolkit / "include") for part in ("-isystem", str(folder))]
+    command = ["g++", "-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Werror", *launcher_defines(), *includes]
+    run([*command, "-c", str(CSRC / "cuda" / "exchange_nccl.cpp"), "-o", str(out)])
+    assert_calls_only_the_stable_abi(out)
+
+
+def launcher_defines() -> list[str]:
+    """As setup.py compiles the launchers."""
+    version = re.search(r'STABLE_ABI = "(.*)"', (CSRC.parent / "setup.py").read_text())
+    assert version is not None
+    return ["-DUSE_CUDA", version[1]]
+
+
+def assert_calls_only_the_stable_abi(compiled: Path) -> None:
+    symbols = run(["nm", "-u", str(compiled)])
     assert "aoti_torch_library_init_impl" in symbols
     assert not re.search(r"_ZNK?(2at|3c10|5torch)", symbols), "only torch's stable ABI is called"
