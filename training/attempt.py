@@ -9,8 +9,10 @@ import torch.distributed as dist
 from ..base.errors import EXIT_DONE
 from ..base.files import write_atomically
 from ..checkpoint.storage import Checkpoint, folder_of, latest_good
+from ..parallel.failure import Patience
 from ..parallel.groups import Groups
 from ..parallel.topology import Topology
+from ..parallel.world import limit_waits
 from ..scaling.record import RECORD, read_record, rewind
 from .config import RunConfig
 from .loop import Loop
@@ -25,7 +27,9 @@ class Attempt:
 
     def __init__(self, config: RunConfig, folder: Path, topology: Topology, *, quiet: bool):
         self.config, self.folder, self.quiet = config, folder, quiet
-        self.groups = Groups.build(topology, config.parallel.exchange)
+        wait = Patience(config.runtime.timeout).wait
+        self.groups = Groups.build(topology, config.parallel.exchange, wait, config.parallel.exchange_chunks)
+        limit_waits(config.runtime.timeout)
 
     def run(self, stop: StopRequest) -> int:
         """Go on from the latest good checkpoint; returns the exit code."""

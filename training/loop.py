@@ -5,6 +5,7 @@ import time
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from ..checkpoint import storage
 from .evaluate import Score, evaluate
+from .nonfinite import explain_nonfinite
 from .recording import Recorder
 from .schedule import branch_steps, learning_rate
 from .setup import Setup
@@ -36,7 +37,10 @@ class Loop:
             step += 1
             self.recorder.step(step, lr, result, time.perf_counter() - began)
             if not result.finite:
-                self.recorder.end("failed", step, f"loss or gradient is not finite at step {step}: the run diverged")
+                where = explain_nonfinite(self.setup)
+                self.recorder.end(
+                    "failed", step, f"loss or gradient is not finite at step {step}: the run diverged; {where}"
+                )
                 return EXIT_FAILED
             last = step == steps
             if last or self._is_due(self.config.eval.every, step):

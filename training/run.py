@@ -2,21 +2,25 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from ..base.config import parse_yaml, validate
-from ..base.errors import EXIT_DONE, UserError
+from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
 from ..base.files import write_atomically
 from ..compat.cuda_standin import install
+from ..data import prepare
+from ..parallel.roll_call import Arrival
 from ..parallel.topology import Topology
-from ..parallel.world import Place, leave, start
-from ..scaling.record import RECORD, read_record
+from ..parallel.world import Place, blame, leave, start
 from .config import RunConfig
-from .status import LOCK, read_status, write_status
+from .facts import facts
+from .last_words import LastWords
+from .status import LOCK, read_status
 from .stop import StopRequest
 from .trunk import CONFIG
 
@@ -30,58 +34,74 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:
         quiet: no progress line, even on a terminal.
 
     Returns:
-        0 done; 75 stopped on request after a checkpoint; 1 failed (``status.json`` says why).
+        0 done; 75 stopped on request after a checkpoint; 1 failed, on another rank or by diverging (``status.json``
+        says why).
 
     Raises:
-        UserError: the configuration, the environment or the folder is wrong; nothing was changed.
+        UserError: the configuration, the environment or the folder is wrong, or ranks differ in them; no result was
+            changed.
+        Exception: this rank failed; the other ranks know.
     """
     place = Place.from_environment()
     topology = config.check_layout(place.world, place.local_world)
     folder = folder.resolve()
-    _check_folder(config, folder)
     status = read_status(folder)
     if status is not None and status.state == "done":
+        _check_folder(config, folder)
         return EXIT_DONE
-    if place.rank != 0:
-        return _attempt(config, folder, place, topology, quiet)
-    with _locked(folder):
-        write_atomically(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        return _attempt(config, folder, place, topology, quiet)
-
-
-def _attempt(config: RunConfig, folder: Path, place: Place, topology: Topology, quiet: bool) -> int:
     local_ranks = max(place.local_world, 1)
     torch.set_num_threads(config.runtime.threads or max(torch.get_num_threads() // local_ranks, 1))
     install()
+    with ExitStack() as held:
+        objection, shared = "", {}
+        try:
+            shared = _get_ready(config, folder, place, topology, held)
+        except UserError as error:
+            if place.world == 1:
+                raise
+            objection = str(error)  # raised on all ranks once they meet: the others would wait for this one
+        return _attempt(config, folder, place, topology, shared, objection, quiet)
+
+
+def _get_ready(config: RunConfig, folder: Path, place: Place, topology: Topology, held: ExitStack) -> dict[str, Any]:
+    """Everything that needs no other rank; returns what must be the same on all of them."""
+    if place.rank == 0:
+        held.enter_context(_locked(folder))
+        _check_folder(config, folder)
+        write_atomically(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return facts(config, topology, prepare(config.data)) if place.world > 1 else {}
+
+
+def _attempt(
+    config: RunConfig,
+    folder: Path,
+    place: Place,
+    topology: Topology,
+    shared: dict[str, Any],
+    objection: str,
+    quiet: bool,
+) -> int:
     from .attempt import Attempt  # imports Megatron, so only now
 
-    start(place, config.runtime.timeout)
+    last_words = LastWords(folder, place.rank)
     try:
+        start(place, config.runtime.timeout, Arrival(shared, objection), last_words.say)
         with StopRequest(folder) as stop:
             return Attempt(config, folder, topology, quiet=quiet).run(stop)
-    except UserError:
+    except UserError as error:
+        failure = blame(error)
+        if place.world > 1 and not objection:  # torchrun hides the exit code; an objection may be to the folder
+            last_words.write(failure)
         raise
-    except Exception as error:
-        if place.rank == 0:
-            _tell_failure(folder, error)
-        raise
+    except BaseException as error:
+        failure = blame(error)
+        if failure.ranks == (place.rank,):
+            last_words.write(failure)
+            raise  # with the traceback, which leads to the fault
+        last_words.say(failure)
+        return EXIT_FAILED
     finally:
         leave()
-
-
-def _tell_failure(folder: Path, error: Exception) -> None:
-    """Write the reason into the status, unless the disk that failed the run refuses that too."""
-    before = read_status(folder)
-    steps = read_record(folder).steps if (folder / RECORD).exists() else []
-    with suppress(OSError):
-        write_status(
-            folder,
-            "failed",
-            reason=f"{type(error).__name__}: {error}",
-            step=steps[-1]["step"] if steps else 0,
-            steps_total=before.steps_total if before else 0,
-            attempt=before.attempt if before else 1,
-        )
 
 
 def _check_folder(config: RunConfig, folder: Path) -> None:

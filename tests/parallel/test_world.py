@@ -1,9 +1,14 @@
-"""Where a process finds itself among the ranks."""
+"""Where a process finds itself among the ranks, and how long it waits for them."""
+
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from moescale.base.errors import UserError
-from moescale.parallel.world import Place
+from moescale.parallel.failure import Patience
+from moescale.parallel.world import Place, blame, leave, limit_waits
 
 VARIABLES = {
     "RANK": "3",
@@ -41,3 +46,20 @@ def test_half_an_environment_is_refused(environment: pytest.MonkeyPatch, missing
             environment.setenv(name, value)
     with pytest.raises(UserError, match=f"but not {missing}; start with torchrun"):
         Place.from_environment()
+
+
+def test_no_group_waits_longer_than_told(one_rank: Any) -> None:
+    """Megatron and DeepSpeed make groups with time limits of 30 minutes."""
+
+    def limits() -> set[float]:
+        groups = dist.distributed_c10d._world.pg_map
+        return {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+
+    limit_waits(60)
+    assert limits() == {Patience(60).wait}
+
+
+def test_alone_there_is_nobody_else_to_blame() -> None:
+    assert blame(MemoryError("no room")).text == "MemoryError: no room"
+    assert blame(UserError("training.steps (0): too few")).text == "training.steps (0): too few"
+    leave()  # never joined
