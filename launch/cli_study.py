@@ -5,17 +5,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.errors import EXIT_STOPPED
+from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from .environment import restart_with_allocator_settings
 from .output import console, note, print_json, stdout_for_results
 
 if TYPE_CHECKING:
+    from ..parallel.topology import Topology
+    from ..training.config import RunConfig
+    from .check_layout import LayoutCheck
+    from .planned import Plan
+    from .study_config import StudyConfig
     from .study_folder import StudyFolder
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="a study file")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of a study")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="win over the file's settings")]
 Out = Annotated[Path | None, typer.Option(help="folder of the study; default: studies/NAME")]
+World = Annotated[int | None, typer.Option(min=1, help="ranks of each run; default: as few as its layout needs")]
+NodeRanks = Annotated[int, typer.Option(min=0, help="ranks on each node, to tell groups that reach over several")]
+CheckLayout = Annotated[
+    bool, typer.Option("--check-layout", help="build ranks of every layout without memory: is each parameter held once")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
@@ -27,21 +37,54 @@ def register(app: typer.Typer) -> None:
     app.add_typer(study, name="study")
 
 
-def plan(file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    file: StudyFile,
+    overrides: Overrides = None,
+    world: World = None,
+    node_ranks: NodeRanks = 0,
+    check_layout: CheckLayout = False,
+    as_json: AsJson = False,
+) -> None:
     """Show every run of a study with its cost, before anything starts."""
     from .expansion import expand
     from .plan import plan_study
-    from .plan_table import render
-    from .plan_warnings import found_tokens, text_warnings
+    from .plan_table import render_checks
+    from .plan_warnings import found_tokens, node_warnings, text_warnings
     from .study_config import load_study
 
     study = load_study(file, overrides)
     expansion = expand(study)
-    planned = plan_study(study, expansion)
+    planned = plan_study(study, expansion, world)
+    configs = {run.name: run.config for run in expansion.runs}
+    topologies = {row.name: configs[row.name].check_layout(row.layout["world"], node_ranks) for row in planned.rows}
     planned = planned.warning(text_warnings(planned, expansion.runs, found_tokens(expansion.runs)))
+    planned = planned.warning(node_warnings(topologies))
+    checks = _check([(configs[name], topology) for name, topology in topologies.items()]) if check_layout else None
     if as_json:
-        print_json(planned.as_json())
-        return
+        found = {"layouts": [check.as_json() for check in checks]} if checks is not None else {}
+        print_json(planned.as_json() | found)
+    else:
+        _show_plan(planned, study)
+        if checks is not None:
+            console().print(render_checks(checks))
+    faults = [f"{check.runs[0]}: {fault}" for check in checks or () for fault in check.faults]
+    for fault in faults:
+        note(f"layout: {fault}")
+    raise typer.Exit(EXIT_FAILED if faults else EXIT_DONE)
+
+
+def _check(runs: "list[tuple[RunConfig, Topology]]") -> "list[LayoutCheck]":
+    from .check_layout import check_layouts
+    from .vocabularies import Vocabularies
+
+    vocabularies = Vocabularies()
+    with stdout_for_results():
+        return check_layouts((config, vocabularies.of(config.data), topology) for config, topology in runs)
+
+
+def _show_plan(planned: "Plan", study: "StudyConfig") -> None:
+    from .plan_table import render
+
     console().print(render(planned))
     if study.lr_rule is not None:
         note(study.lr_rule.describe())

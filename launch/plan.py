@@ -1,11 +1,13 @@
 """What runs will cost, before anything starts."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import psutil
 
 from ..base.errors import UserError
 from ..models.counts import count_parameters, flops_per_token
+from ..parallel.config import ParallelConfig
 from ..training.budget import cost_of, steps_of, tokens_per_step
 from ..training.config import RunConfig
 from ..training.schedule import check_schedule
@@ -23,13 +25,16 @@ PROCESS_BYTES = 200 << 20
 _SHOWN = 20
 
 
-def plan_study(study: StudyConfig, expansion: Expansion) -> Plan:
-    """Plan the runs of a study, one rank each; those that cannot start are listed as impossible.
+def plan_study(study: StudyConfig, expansion: Expansion, world: int | None = 1) -> Plan:
+    """Plan the runs of a study; those that cannot start are listed as impossible.
+
+    Args:
+        world: ranks of each run; None: as few as its layout needs.
 
     Raises:
         UserError: no run of the study, or none of a group for one and the same reason, can start. Says why.
     """
-    rows, refused = _plan(expansion.runs, 1)
+    rows, refused = _plan(expansion.runs, world)
     impossible = sorted((*expansion.impossible, *refused), key=lambda run: run.name)
     _refuse_faults(study, expansion, impossible)
     plan = _with_workers(rows, impossible, study.workers)
@@ -51,7 +56,7 @@ def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None,
     return _with_workers(rows, (), workers).warning(routing_warnings([config for _, config in runs]))
 
 
-def _plan(runs: Iterable[PlannedRun], world: int) -> tuple[list[PlanRow], list[ImpossibleRun]]:
+def _plan(runs: Iterable[PlannedRun], world: int | None) -> tuple[list[PlanRow], list[ImpossibleRun]]:
     vocabularies = Vocabularies()
     rows, refused = [], []
     for run in runs:
@@ -62,9 +67,16 @@ def _plan(runs: Iterable[PlannedRun], world: int) -> tuple[list[PlanRow], list[I
     return rows, refused
 
 
-def _row(run: PlannedRun, vocab: int, world: int) -> PlanRow:
+def smallest_world(parallel: ParallelConfig) -> int:
+    """Ranks that a layout needs at least."""
+    spread = 1 if parallel.expert_over == "dp" else parallel.tensor
+    data = parallel.expert // math.gcd(parallel.expert, spread)
+    return parallel.tensor * parallel.pipeline * data
+
+
+def _row(run: PlannedRun, vocab: int, world: int | None) -> PlanRow:
     config = run.config
-    topology = config.check_layout(world)
+    topology = config.check_layout(smallest_world(config.parallel) if world is None else world)
     steps = steps_of(config, vocab)
     check_schedule(config, steps)
     tokens = steps * tokens_per_step(config)

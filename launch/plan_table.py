@@ -1,9 +1,15 @@
-"""A plan as a table for a terminal."""
+"""A plan, and what checking its layouts showed, as tables for a terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from ..base.progress import duration, memory, short
 from .planned import Plan
+
+if TYPE_CHECKING:
+    from .check_layout import LayoutCheck  # it imports torch
 
 
 def render(plan: Plan) -> Table:
@@ -35,4 +41,28 @@ def render(plan: Plan) -> Table:
         )
     for run in plan.impossible:
         table.add_row(run.name, run.family, *([""] if checks else []), "impossible")
+    return table
+
+
+def render_checks(checks: "Sequence[LayoutCheck]") -> Table:
+    """A row for each distinct layout; ``memory`` is the fullest rank's."""
+    table = Table()
+    table.add_column("layout of", no_wrap=True)
+    sizes = ("world", "tensor", "pipeline", "data", "expert")
+    headings = ("ranks", "tensor", "pipeline", "data", "expert", "tensors", "parameters", "fullest rank", "holds")
+    for heading in (*headings, "memory", "checked in", "verdict"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for check in checks:
+        more = f" and {len(check.runs) - 1} more" if len(check.runs) > 1 else ""
+        table.add_row(
+            check.runs[0] + more,
+            *(str(check.layout[size]) for size in sizes),
+            str(check.tensors),
+            short(check.parameters),
+            str(check.fullest_rank),
+            short(check.parameters_held),
+            memory(check.memory_bytes),
+            duration(check.seconds),
+            f"{len(check.faults)} faults" if check.faults else "whole",
+        )
     return table

@@ -6,6 +6,7 @@ import psutil
 
 from .. import data
 from ..base.progress import memory
+from ..parallel.topology import Topology
 from ..training.config import RunConfig
 from .planned import Plan, PlannedRun, PlanRow
 from .study_config import StudyConfig
@@ -63,6 +64,23 @@ def routing_warnings(configs: Sequence[RunConfig]) -> list[str]:
             f"language model's and is left out of comparisons: {_some(names)}; moe.grouping=position and "
             "moe.drop=position do not look ahead"
         )
+    return warnings
+
+
+def node_warnings(topologies: Mapping[str, Topology]) -> list[str]:
+    """About groups that talk within every layer and reach over several nodes; topologies by name of the run."""
+    warnings = []
+    for key, ranks, what in (
+        ("tensor", Topology.tensor_groups, "activations"),
+        ("expert", Topology.expert_groups, "tokens"),
+    ):
+        nodes = {name: max(map(topology.nodes_of, ranks(topology))) for name, topology in topologies.items()}
+        reaching = [f"{name} ({count} nodes)" for name, count in nodes.items() if count > 1]
+        if reaching:
+            warnings.append(
+                f"{_runs(reaching, 'has', 'have')} {key} groups over several nodes, so that {what} go through the "
+                f"network in every layer: {_some(reaching)}; a smaller parallel.{key} stays inside a node"
+            )
     return warnings
 
 

@@ -68,12 +68,14 @@ def build_stage(
     dtype: str,
     groups: Groups,
     recompute: str = "none",
+    device: str | None = None,
 ) -> Stage:
     """This rank's part of the model, parameters not yet drawn (see models/initialise.py).
 
     Args:
         vocab: pieces of the tokenizer; the model's vocabulary is padded as the configuration says.
         seq: longest sequence.
+        device: "meta" for shapes alone, however large the model; default: CUDA where it exists, else CPU.
     """
     # A spec's mlp that is none of Megatron's own classes makes it log a line for each layer.
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
@@ -81,17 +83,18 @@ def build_stage(
     model_parallel_cuda_manual_seed(0)  # the tracker's states must exist; nothing of ours draws from them
     stage = Stage()
     for chunk in range(groups.topology.virtual_stages):
-        gpt = GPT(
-            config,
-            _layer_specs(model, moe, groups, chunk),
-            vocab_size=model.padded_vocab(vocab),
-            max_sequence_length=model.max_seq or seq,
-            pre_process=groups.is_first(chunk),
-            post_process=groups.is_last(chunk),
-            share_embeddings_and_output_weights=model.tied,
-            position_embedding_type="none",  # core attention applies rotary positions
-            vp_stage=chunk if groups.topology.virtual_stages > 1 else None,
-        )
+        with torch.device(device or "cpu"):
+            gpt = GPT(
+                config,
+                _layer_specs(model, moe, groups, chunk),
+                vocab_size=model.padded_vocab(vocab),
+                max_sequence_length=model.max_seq or seq,
+                pre_process=groups.is_first(chunk),
+                post_process=groups.is_last(chunk),
+                share_embeddings_and_output_weights=model.tied,
+                position_embedding_type="none",  # core attention applies rotary positions
+                vp_stage=chunk if groups.topology.virtual_stages > 1 else None,
+            )
         gpt.real_vocab = vocab
         stage.append(gpt)
     if groups.topology.tensor == 1:
@@ -99,7 +102,7 @@ def build_stage(
     for module in stage.modules():
         if isinstance(module, MixtureLayer):
             module.to(DTYPES[dtype])
-    return stage.cuda() if torch.cuda.is_available() else stage
+    return stage.cuda() if device is None and torch.cuda.is_available() else stage
 
 
 def _use_plain_products(stage: Stage) -> None:
@@ -170,7 +173,12 @@ def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups, chun
         if moe is not None and moe.is_mixture(layer):
             spec.submodules.mlp = ModuleSpec(
                 module=MixtureLayer,
-                params={"moe": moe, "exchange": groups.exchange, "sequence_group": groups.sequence},
+                params={
+                    "moe": moe,
+                    "exchange": groups.exchange,
+                    "exchange_chunks": groups.exchange_chunks,
+                    "sequence_group": groups.sequence,
+                },
             )
         specs.append(spec)
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)

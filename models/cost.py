@@ -1,6 +1,6 @@
 """What a run costs before it starts: memory of the fullest rank and wall time.
 
-Memory is counted tensor by tensor for our engine setting (ZeRO 1, fp32 accumulation). Time on CPU comes from
+Memory is counted tensor by tensor for our engine settings (ZeRO 1 with fp32 accumulation, or 0). Time on CPU comes from
 throughputs measured with ``moescale study run`` on two cores of a Xeon with AVX-512, one thread a run; other machines
 differ by a factor, so that times are for planning, not for judging.
 """
@@ -12,13 +12,15 @@ import numpy as np
 from ..moe.config import MoEConfig
 from ..parallel.topology import Topology
 from .config import ModelConfig
-from .counts import count_parameters, flops_per_token, mixture_layers
+from .counts import HeldParameters, count_held, flops_per_token, layers_of_stage
 
 # Sustained GFLOP/s of one thread by model width, optimizer and bookkeeping included (docs/findings.md).
 _WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 512)
 _GFLOPS = (5.5, 11.0, 15.0, 20.0, 28.0, 36.0, 48.0, 55.0, 62.0)
 # Fine experts make small products: throughput of a mixture over that of a dense model of the same width.
 _MIXTURE = 0.75
+# Elements that DeepSpeed copies together to reduce them under ZeRO 0: its own default.
+LARGEST_UNPARTITIONED_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -31,42 +33,52 @@ class Cost:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a rank works on: sequences at once, tokens in each, steps, tokens in a global batch."""
+    """What a rank works on: sequences at once, tokens in each, steps, tokens in a global batch.
+
+    ``moments``: fp32 numbers that the optimizer keeps for a parameter besides its master. ``zero``: the ZeRO stage.
+    """
 
     micro_batch: int
     seq: int
     steps: int
     batch_tokens: int
     dtype: str
+    zero: int
+    moments: int
 
 
 def estimate(model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology) -> Cost:
     """Cost of training ``work.steps`` steps."""
     flops = flops_per_token(model, moe, vocab, work.seq).total * work.batch_tokens * work.steps
     rate = float(np.interp(model.width, _WIDTHS, _GFLOPS)) * 1e9 * (_MIXTURE if moe is not None else 1.0)
-    memory = state_bytes(model, moe, vocab, work.dtype, topology) + activation_bytes(model, moe, vocab, work, topology)
+    memory = max(rank_bytes(model, moe, vocab, work, topology, stage) for stage in range(topology.pipeline))
     return Cost(memory_bytes=memory, seconds=flops / rate / topology.world)
 
 
-def state_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, dtype: str, topology: Topology) -> int:
-    """Parameters, gradients, masters and Adam's moments of a rank, bytes."""
-    counts = count_parameters(model, moe, vocab)
-    size = 2 if dtype == "bf16" else 4
-    expert = 0
-    if moe is not None:
-        expert = len(mixture_layers(model, moe)) * moe.experts * 3 * model.width * moe.width_of_expert(model.width)
-    share = 1 / (topology.tensor * topology.pipeline)
-    dense_here = (counts.all - expert) * share
-    expert_here = expert / (topology.expert * topology.pipeline)
-    # Weights in the model's dtype; gradients in fp32; DeepSpeed's reduction bucket in the model's dtype.
-    replicated = (dense_here + expert_here) * (size + 4 + size)
-    # Master, two moments, and the flat fp32 gradient of the rank's own partition.
-    owned = dense_here / topology.data + expert_here / topology.expert_data
-    return int(replicated + owned * 16)
+def rank_bytes(
+    model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology, stage: int
+) -> int:
+    """Memory of each rank of a pipeline stage, bytes."""
+    held = count_held(model, moe, vocab, topology, stage)
+    return state_bytes(held, work, topology) + activation_bytes(model, moe, vocab, work, topology, stage)
 
 
-def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology) -> int:
-    """What forward keeps for backward, at its peak (the loss), bytes."""
+def state_bytes(held: HeldParameters, work: Workload, topology: Topology) -> int:
+    """Parameters, gradients, masters and moments of a rank that holds ``held``, bytes."""
+    if work.zero == 0:  # fp32 throughout; the parameters are their own masters
+        return held.all * (8 + 4 * work.moments) + 4 * min(held.all, LARGEST_UNPARTITIONED_BUCKET)
+    size = 2 if work.dtype == "bf16" else 4
+    # Weights in the model's dtype; gradients in fp32; what DeepSpeed copies to reduce them, in the model's dtype.
+    replicated = held.all * (size + 4 + size)
+    # Master, moments, and the flat fp32 gradient of the rank's own partition.
+    owned = held.dense / topology.data + held.expert / topology.expert_data
+    return int(replicated + owned * (8 + 4 * work.moments))
+
+
+def activation_bytes(
+    model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology, stage: int
+) -> int:
+    """What forward keeps for backward on a pipeline stage, at its peak (on the last one: the loss), bytes."""
     size = 2 if work.dtype == "bf16" else 4
     tokens = work.micro_batch * work.seq
     query, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
@@ -75,7 +87,7 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
     # Gate and up, and what the allocator holds beside for one layer at a time: measured.
     dense = 3.5 * model.ffn
     elements = 0.0
-    for layer in range(model.layers // topology.pipeline):
+    for layer in layers_of_stage(model, topology, stage):
         if moe is not None and moe.is_mixture(layer):
             width = moe.width_of_expert(model.width)
             padding = moe.capacity if moe.padded and moe.capacity is not None else 1.0
@@ -84,9 +96,14 @@ def activation_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work
             elements += common + rows * (2 * model.width + 3 * width) + scores
         else:
             elements += common + dense
-    # Micro-batches whose activations the first stage of (interleaved) 1F1B holds (2104.04473, section 2.2).
-    stages, chunks = topology.pipeline, topology.virtual_stages
-    in_flight = stages if chunks == 1 else stages + (stages - 1) / chunks
-    layers = elements * tokens * size / (topology.tensor if topology.sequence else 1) * in_flight
+    layers = elements * tokens * size / (topology.tensor if topology.sequence else 1) * _in_flight(topology, stage)
+    if stage < topology.pipeline - 1:
+        return int(layers)
     logits = 4 * tokens * model.padded_vocab(vocab) * 4 / topology.tensor  # logits, exp, softmax, gradient: fp32
     return int(layers + logits)
+
+
+def _in_flight(topology: Topology, stage: int) -> float:
+    """Micro-batches whose activations a stage holds under (interleaved) 1F1B (2104.04473, section 2.2)."""
+    behind, chunks = topology.pipeline - 1 - stage, topology.virtual_stages
+    return behind + 1 if chunks == 1 else (2 * behind + (chunks - 1) * topology.pipeline + 1) / chunks

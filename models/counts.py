@@ -9,6 +9,7 @@ tests/models/test_counts.py checks both against built models.
 from dataclasses import dataclass
 
 from ..moe.config import MoEConfig
+from ..parallel.topology import Topology
 from .config import ModelConfig
 
 CONVENTIONS = {
@@ -37,6 +38,18 @@ class ParameterCounts:
     def all(self) -> int:
         """Every parameter that is stored."""
         return self.total + self.embedding
+
+
+@dataclass(frozen=True)
+class HeldParameters:
+    """What one rank holds: ``dense`` parameters are replicated over data ranks, ``expert`` ones over expert-data."""
+
+    dense: int
+    expert: int
+
+    @property
+    def all(self) -> int:
+        return self.dense + self.expert
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,31 @@ def count_parameters(model: ModelConfig, moe: MoEConfig | None, vocab: int) -> P
         active += router + mixtures * (moe.active + moe.shared) * _expert(model, moe)
     embedding = (1 if model.tied else 2) * model.padded_vocab(vocab) * model.width
     return ParameterCounts(total, active, embedding, router)
+
+
+def layers_of_stage(model: ModelConfig, topology: Topology, stage: int) -> list[int]:
+    """Global indices of the layers that a pipeline stage holds, of all its chunks."""
+    rank = stage * topology.stage_ranks
+    return [layer for chunk in range(topology.virtual_stages) for layer in topology.layers(rank, chunk, model.layers)]
+
+
+def count_held(model: ModelConfig, moe: MoEConfig | None, vocab: int, topology: Topology, stage: int) -> HeldParameters:
+    """Parameters on each rank of a pipeline stage: all its ranks hold equally many."""
+    width, ranks = model.width, topology.tensor
+    norms = _attention_norms(model) if model.qk_norm == "head" else _attention_norms(model) // ranks
+    dense = expert = 0
+    for layer in layers_of_stage(model, topology, stage):
+        dense += _attention_matrices(model) // ranks + norms + 2 * width
+        if moe is not None and moe.is_mixture(layer):
+            # Every tensor rank holds the whole router and the whole of the shared experts.
+            dense += (width * moe.experts if moe.scored else 0) + moe.shared * _expert(model, moe)
+            expert += moe.experts // topology.expert * _expert(model, moe)
+        else:
+            dense += 3 * width * model.ffn // ranks
+    vocabulary = model.padded_vocab(vocab) * width // ranks
+    first, last = stage == 0, stage == topology.pipeline - 1
+    copies = int(first) + int(last and (not model.tied or not first))  # a tied head is a copy on a stage of its own
+    return HeldParameters(dense + copies * vocabulary + (width if last else 0), expert)
 
 
 def flops_per_token(model: ModelConfig, moe: MoEConfig | None, vocab: int, seq: int) -> FlopCounts:

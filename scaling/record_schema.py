@@ -75,7 +75,7 @@ class Header(_Line):
     tokenizer_hash: str
     seed: int
     threads: int = Field(description="CPU threads of a rank")
-    topology: dict[str, int] = Field(description="sizes of the layout: world, tensor, pipeline, data, expert, ...")
+    topology: dict[str, int | bool | str] = Field(description="sizes of the layout: world, tensor, pipeline, data, ...")
     parameters: Parameters
     flops_per_token: FlopsPerToken
     mixture: Mixture | None = Field(description="null: dense")

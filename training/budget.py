@@ -49,13 +49,19 @@ def steps_of(config: RunConfig, vocab: int) -> int:
     return steps
 
 
-def cost_of(config: RunConfig, vocab: int, topology: Topology) -> Cost:
-    """Estimated memory and time of the run."""
-    work = Workload(
+def workload(config: RunConfig, vocab: int, topology: Topology) -> Workload:
+    """What each rank of the run works on."""
+    return Workload(
         micro_batch=config.micro_batch(topology),
         seq=config.training.seq,
         steps=steps_of(config, vocab),
         batch_tokens=tokens_per_step(config),
         dtype=config.training.dtype,
+        zero=config.parallel.zero,
+        moments=0 if config.optimizer.impl == "sgd" else 2,
     )
-    return estimate(config.model, config.moe, vocab, work, topology)
+
+
+def cost_of(config: RunConfig, vocab: int, topology: Topology) -> Cost:
+    """Estimated memory and time of the run."""
+    return estimate(config.model, config.moe, vocab, workload(config, vocab, topology), topology)

@@ -13,7 +13,7 @@ from ..checkpoint.config import CheckpointConfig
 from ..data.config import DataConfig
 from ..models.config import ModelConfig
 from ..moe.config import MoEConfig
-from ..parallel.config import ParallelConfig, RuntimeConfig
+from ..parallel.config import OVERLAPPING, ParallelConfig, RuntimeConfig
 from ..parallel.topology import Topology
 
 BUDGETS = ("tokens", "flops", "steps")
@@ -22,14 +22,25 @@ UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """AdamW (Loshchilov & Hutter 2019). Weight decay acts on matrices, not on norm gains."""
+    """AdamW (Loshchilov & Hutter 2019), or plain gradient descent, which keeps nothing besides the parameters.
 
-    impl: Literal["auto", "torch", "apex"] = "auto"
+    Weight decay acts on matrices, not on norm gains.
+    """
+
+    impl: Literal["auto", "torch", "apex", "sgd"] = Field("auto", description="whose AdamW; sgd: gradient descent")
     lr: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("betas", "eps"):
+            value = getattr(self, key)
+            if self.impl == "sgd" and value != OptimizerConfig.model_fields[key].default:
+                raise ValueError(f"optimizer.{key} ({value}) means nothing with optimizer.impl sgd; leave it out")
+        return self
 
 
 class Parent(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -236,6 +247,21 @@ def _check_model_on(config: RunConfig, topology: Topology) -> None:
     if moe is not None and moe.experts % topology.expert:
         raise UserError(
             f"parallel.expert ({topology.expert}) must divide moe.experts ({moe.experts}); try {_divisors(moe.experts)}"
+        )
+    if moe is not None and topology.expert > 1:
+        _check_chunks(config.parallel, moe.experts // topology.expert)
+
+
+def _check_chunks(parallel: ParallelConfig, experts_of_rank: int) -> None:
+    if experts_of_rank % parallel.exchange_chunks:
+        raise UserError(
+            f"parallel.exchange_chunks ({parallel.exchange_chunks}) must divide the {experts_of_rank} experts of a "
+            f"rank; try {_divisors(experts_of_rank)}"
+        )
+    if parallel.exchange_chunks > 1 and parallel.exchange not in OVERLAPPING:
+        raise UserError(
+            f"parallel.exchange_chunks ({parallel.exchange_chunks}) needs an exchange that goes on while a rank "
+            f"computes: parallel.exchange {' or '.join(OVERLAPPING)}, not {parallel.exchange}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW from torch (fused), or NVIDIA Apex's where it is importable and CUDA is there."""
+"""The optimizer: AdamW from torch (fused), or NVIDIA Apex's where it is importable and CUDA is there; or plain SGD."""
 
 import importlib.util
 from typing import Any
@@ -17,7 +17,7 @@ def apex_is_usable() -> bool:
 
 
 def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW over parameter groups whose key ``decay`` says whether weight decay applies.
+    """AdamW or SGD over parameter groups whose key ``decay`` says whether weight decay applies.
 
     Raises:
         UserError: apex is asked for and not usable.
@@ -30,8 +30,10 @@ def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> tor
         )
     for group in groups:
         group["weight_decay"] = config.weight_decay if group.pop("decay") else 0.0
+    if config.impl == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, fused=True)
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    if usable and config.impl != "torch":
+    if usable and config.impl in ("auto", "apex"):
         from apex.optimizers import FusedAdam
 
         return FusedAdam(groups, adam_w_mode=True, **settings)

@@ -14,7 +14,7 @@ STUDIES = sorted(str(path.relative_to(SHIPPED)) for path in (SHIPPED / "studies"
 
 def plan(name, *overrides):
     study = load_study(SHIPPED / name, list(overrides))
-    return plan_study(study, expand(study))
+    return plan_study(study, expand(study), world=None)
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name not in BASES])

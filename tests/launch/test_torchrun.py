@@ -22,7 +22,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def train(ranks: int, run: Path, out: Path, *overrides: str) -> list[float]:
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"] if ranks > 1 else []
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *start, "-m", "moescale", "train", str(run), *overrides, "--out", str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}

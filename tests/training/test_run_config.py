@@ -128,6 +128,17 @@ def test_sections_that_contradict_each_other(change: dict[str, Any], said: str) 
             r"parallel.sequence: false leaves every tensor rank with the same tokens.*expert_over=dp",
         ),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, 6, r"= 4 must divide the number of ranks \(6\)"),
+        (
+            {**MOE, "parallel": {"expert": 2, "exchange_chunks": 3}},
+            2,
+            r"parallel.exchange_chunks \(3\) must divide the \d experts of a rank; try 1, 2",
+        ),
+        (
+            {**MOE, "parallel": {"expert": 2, "exchange_chunks": 2, "exchange": "shared"}},
+            2,
+            r"parallel.exchange_chunks \(2\) needs an exchange that goes on while a rank computes: "
+            r"parallel.exchange torch or nccl or two_level, not shared",
+        ),
     ],
 )
 def test_layouts_that_do_not_fit(change: dict[str, Any], world: int, said: str) -> None:
