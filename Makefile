@@ -30,6 +30,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m moescale bench step --against transformers,plain
+	$(RUN) -m moescale bench moe
+	$(RUN) -m moescale bench dispatch
+	$(RUN) -m moescale bench exchange
 
 # After a change in csrc/; set-up does it too.
 native:

@@ -1,17 +1,20 @@
 """``moescale doctor``, ``moescale data prepare`` and ``moescale train``."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.config import apply_overrides, load_yaml, validate
-from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, UserError
+from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
 from .environment import restart_with_allocator_settings, world_of_launcher
 from .output import console, note, print_json, stdout_for_results
 
 if TYPE_CHECKING:
     from ..training.config import RunConfig
+
+SECONDS_FOR_RANK_0 = 5
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings that win over the file")
@@ -87,9 +90,11 @@ def train(
         config = load_run(file, overrides)
         config.check_layout(world)
     except UserError:
-        if rank == 0:
-            raise
-        raise typer.Exit(EXIT_BAD_INPUT) from None  # every rank finds the same; one says it
+        if rank != 0:
+            # Usually every rank finds the same, rank 0 says it, and its launcher ends the others, this one during its
+            # sleep. The first to end would have the launcher end rank 0 before it spoke.
+            time.sleep(SECONDS_FOR_RANK_0)
+        raise
     folder = out if out is not None else Path("runs") / config.name
     if dry_run:
         if rank == 0:

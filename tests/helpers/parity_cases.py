@@ -41,11 +41,13 @@ class Case:
         changes: what differs from the small run that tests train (tests/training/conftest.py).
         masked: whether labels are masked, in every sample another number of them.
         mutation: a rule that the ranks break on purpose, see parity_worker.py.
+        node_ranks: ranks that count as one node; 0: all of them.
     """
 
     changes: Changes
     masked: bool = False
     mutation: str = ""
+    node_ranks: int = 0
 
     @property
     def bf16(self) -> bool:
@@ -59,14 +61,14 @@ class World:
     ranks: int
     cases: dict[str, Case] = field(default_factory=dict)
 
-    def add(self, name: str, *parts: Changes, masked: bool = False, mutation: str = "") -> None:
+    def add(self, name: str, *parts: Changes, masked: bool = False, mutation: str = "", node_ranks: int = 0) -> None:
         """A case of several changes, section by section."""
         changes: Changes = {}
         for part in parts:
             for section, content in part.items():
                 changes[section] = {**changes.get(section, {}), **content}
         assert name not in self.cases, name
-        self.cases[name] = Case(changes, masked, mutation)
+        self.cases[name] = Case(changes, masked, mutation, node_ranks)
 
 
 def parallel(**sizes: Any) -> Changes:
@@ -116,6 +118,8 @@ def _two() -> World:
     world.add("moe-dp2", MOE, micro(2))
     world.add("moe-dp2-masked", MOE, micro(2), masked=True)
     world.add("moe-ep2", MOE, micro(2), parallel(expert=2))
+    world.add("moe-ep2-shared", MOE, micro(2), parallel(expert=2, exchange="shared"))
+    world.add("moe-ep2-chunks", MOE, micro(2), parallel(expert=2, exchange_chunks=2))
     world.add("moe-ep2-odd-zero-0", {"moe": ODD, "noise": NOISE}, parallel(expert=2, zero=0))
     world.add("moe-ep2-clip-eps", {"moe": ODD}, parallel(expert=2), CLIPPED)
     world.add("moe-tp2", MOE, parallel(tensor=2), {"model": {"qk_norm": "full"}})
@@ -184,6 +188,9 @@ def _four(layouts: dict[str, Changes]) -> World:
     small = {**MOE, "training": {"micro_batch": 1}}
     for name, layout in layouts.items():
         world.add(f"moe-{name}", small, layout)
+    eight: Changes = {"moe": {**MIXTURE, "experts": 8}}
+    two_level = parallel(expert=4, exchange="two_level", exchange_chunks=2)
+    world.add("moe-ep4-two-level-chunks", small, eight, two_level, node_ranks=2)
     return world
 
 
@@ -205,6 +212,9 @@ def _whole_four() -> World:
             f"moe-{name}-masked-recompute-clip", {"moe": MIXTURE}, micro(1), RECOMPUTE, CLIPPED, layout, masked=True
         )
         world.add(f"bf16-{name}", BF16, micro(1), layout)
+    shared: Changes = {"parallel": {"exchange": "shared"}}
+    for name in ("ep4", "tp2-ep4", "tp2-pp2-ep2", "pp2-virtual2-ep2", "tp2-ep2-over-dp"):
+        world.add(f"moe-{name}-shared-recompute", MOE, micro(1), RECOMPUTE, FOUR_RANKS[name], shared)
     for option, settings in OPTIONS.items():
         even = {**settings, "experts": 8, "groups": 4} if option == "groups" else settings
         for name in ("ep4", "tp2-ep4", "tp2-pp2-ep2", "pp2-virtual2-ep2", "tp2-ep2-over-dp-no-sequence"):

@@ -153,6 +153,7 @@ def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytes
                 "config": small_run(**case.changes),
                 "masked": case.masked,
                 "mutation": case.mutation,
+                "node_ranks": case.node_ranks,
             }
             for name, case in world.cases.items()
         ]

@@ -123,7 +123,8 @@ def boxes(found):
 
 def run_case(case, place):
     config = validate(RunConfig, case["config"], case["name"])
-    groups = Groups.build(config.check_layout(place.world), config.parallel.exchange)
+    topology = config.check_layout(place.world, case["node_ranks"])
+    groups = Groups.build(topology, config.parallel.exchange, 60.0, config.parallel.exchange_chunks)
     setup = build(config, groups)
     if case["masked"]:
         setup.batches.stream = Masked(setup.batches.stream)
