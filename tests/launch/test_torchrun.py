@@ -1,8 +1,8 @@
 """A mixture of the quickstart under torchrun follows the loss curve of a single process, step by step.
 
-Pipeline stages compute with the same numbers in the same order: the curve is the same to the last bit. Tensor and expert
-parallelism add partial sums in another order, and Adam's eps of 1e-8 turns the rounding of gradients near zero into
-steps of the learning rate; with eps 1e-3 rounding stays rounding (docs/layout.md).
+Pipeline stages compute with the same numbers in the same order: the curve is the same to the last bit. Tensor and
+expert parallelism add partial sums in another order, and Adam's eps of 1e-8 turns the rounding of gradients near zero
+into steps of the learning rate; with eps 1e-3 rounding stays rounding (docs/layout.md).
 """
 
 import json
