@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from moescale.base.errors import UserError
 from moescale.parallel.failure import Patience
-from moescale.parallel.world import Place, blame, leave, limit_waits
+from moescale.parallel.world import Place, blame, limit_waits
 
 VARIABLES = {
     "RANK": "3",
@@ -62,4 +62,3 @@ def test_no_group_waits_longer_than_told(one_rank: Any) -> None:
 def test_alone_there_is_nobody_else_to_blame() -> None:
     assert blame(MemoryError("no room")).text == "MemoryError: no room"
     assert blame(UserError("training.steps (0): too few")).text == "training.steps (0): too few"
-    leave()  # never joined
