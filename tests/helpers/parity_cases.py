@@ -118,8 +118,6 @@ def _two() -> World:
     world.add("moe-dp2", MOE, micro(2))
     world.add("moe-dp2-masked", MOE, micro(2), masked=True)
     world.add("moe-ep2", MOE, micro(2), parallel(expert=2))
-    world.add("moe-ep2-shared", MOE, micro(2), parallel(expert=2, exchange="shared"))
-    world.add("moe-ep2-chunks", MOE, micro(2), parallel(expert=2, exchange_chunks=2))
     world.add("moe-ep2-odd-zero-0", {"moe": ODD, "noise": NOISE}, parallel(expert=2, zero=0))
     world.add("moe-ep2-clip-eps", {"moe": ODD}, parallel(expert=2), CLIPPED)
     world.add("moe-tp2", MOE, parallel(tensor=2), {"model": {"qk_norm": "full"}})
@@ -188,15 +186,15 @@ def _four(layouts: dict[str, Changes]) -> World:
     small = {**MOE, "training": {"micro_batch": 1}}
     for name, layout in layouts.items():
         world.add(f"moe-{name}", small, layout)
-    eight: Changes = {"moe": {**MIXTURE, "experts": 8}}
-    two_level = parallel(expert=4, exchange="two_level", exchange_chunks=2)
-    world.add("moe-ep4-two-level-chunks", small, eight, two_level, node_ranks=2)
     return world
 
 
 def _whole_four() -> World:
     world = _four(FOUR_RANKS)
     heads: Changes = {"model": {"kv_heads": 4}}
+    eight: Changes = {"moe": {**MIXTURE, "experts": 8}}
+    two_level = parallel(expert=4, exchange="two_level", exchange_chunks=2)
+    world.add("moe-ep4-two-level-chunks", {**MOE, **micro(1)}, eight, two_level, node_ranks=2)
     world.add("moe-tp4-ep4", MOE, heads, parallel(tensor=4, expert=4))
     world.add("dense-tp4-no-sequence", heads, parallel(tensor=4, sequence=False), {"noise": NOISE})
     for name in ("dp4", "tp2-dp2", "tp2-pp2", "pp2-virtual2-tp2", "pp4"):
