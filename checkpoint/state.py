@@ -109,9 +109,8 @@ class LogicalState:
         topology, rank = groups.topology, groups.rank
         if role.tied_copy:
             return False
-        alone = role.tensor_sharded or (role.expert and not topology.experts_on_all_tensor_ranks)
         replica = dist.get_rank(groups.expert_data) if role.expert else topology.data_rank(rank)
-        return replica == 0 and (alone or topology.tensor_rank(rank) == 0)
+        return replica == 0 and (role.differs_over_tensor(topology) or topology.tensor_rank(rank) == 0)
 
 
 def _values(owned: Slice, part: str) -> Tensor:

@@ -25,6 +25,10 @@ class Role:
     tied_copy: bool = False
     decay: bool = True
 
+    def differs_over_tensor(self, topology: Topology) -> bool:
+        """Whether tensor ranks hold different parts or experts, rather than copies of one and the same."""
+        return self.tensor_sharded or (self.expert and not topology.experts_on_all_tensor_ranks)
+
     def norm_weight(self, topology: Topology, zero: int) -> float:
         """Weight of this rank's square, so that the sum over all ranks counts every distinct element once.
 
@@ -32,8 +36,7 @@ class Role:
         """
         if self.tied_copy:
             return 0.0
-        one_of_tensor_ranks = self.tensor_sharded or (self.expert and not topology.experts_on_all_tensor_ranks)
-        replicas = 1 if one_of_tensor_ranks else topology.tensor
+        replicas = 1 if self.differs_over_tensor(topology) else topology.tensor
         if zero == 0:
             replicas *= topology.expert_data if self.expert else topology.data
         return 1.0 / replicas
