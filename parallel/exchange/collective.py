@@ -1,13 +1,13 @@
 """The token exchange through torch.distributed: gloo on CPU, NCCL on CUDA."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from .gradient import differentiable
 from .plan import Moves, Plan
 from .planned import CollectivePlan
 
@@ -26,7 +26,12 @@ class TorchExchange:
         return received_PE
 
     def rows(self, rows_RD: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        return _AllToAll.apply(rows_RD, list(sent), list(received), self.group)
+        return differentiable(self._send, rows_RD, sent, received)
+
+    def _send(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        arrived = rows.new_empty(sum(received), *rows.shape[1:])
+        dist.all_to_all_single(arrived, rows.contiguous(), list(received), list(sent), group=self.group)
+        return arrived
 
     def plan(self, moves: Moves) -> Plan:
         return CollectivePlan(self.group, moves)
@@ -38,22 +43,3 @@ class TorchExchange:
 
     def close(self) -> None:
         pass
-
-
-class _AllToAll(torch.autograd.Function):
-    """The gradient of an exchange is the exchange back."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
-        ctx.route = (sent, received, group)
-        arrived = rows.new_empty(sum(received), *rows.shape[1:])
-        dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
-        return arrived
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = gradients
-        sent, received, group = ctx.route
-        returned = gradient.new_empty(sum(sent), *gradient.shape[1:])
-        dist.all_to_all_single(returned, gradient.contiguous(), sent, received, group=group)
-        return returned, None, None, None

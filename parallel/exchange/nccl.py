@@ -16,11 +16,12 @@ from torch.distributed import ProcessGroup
 
 from ...base.errors import UserError
 from ...compat.native import load_native
+from .collective import TorchExchange
 from .plan import Moves, Plan, Segment, move
 
 
-class NcclExchange:
-    """Exchange over an NCCL ``group``.
+class NcclExchange(TorchExchange):
+    """Exchange over an NCCL ``group``; counts go through torch.distributed.
 
     Args:
         stream: where transfers run; default: a new one, with priority over computation. Exchanges whose transfers
@@ -41,26 +42,15 @@ class NcclExchange:
             raise UserError(
                 f"parallel.exchange (nccl) needs csrc/ with NCCL: {absent}; or take parallel.exchange=torch"
             )
-        self.group = group
-        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        super().__init__(group)
         self.stream = stream or torch.cuda.Stream(priority=-1)
         self._communicator = _communicator(group)
-
-    def counts(self, sent_PE: Tensor) -> Tensor:
-        received_PE = torch.empty_like(sent_PE, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(received_PE, sent_PE.contiguous(), group=self.group)
-        return received_PE
 
     def rows(self, rows_RD: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         return move(rows_RD, self.plan(Moves.flat(sent, received)))
 
     def plan(self, moves: Moves) -> Plan:
         return NcclPlan(self._communicator, self.stream, moves)
-
-    def plans(
-        self, sent_CP: Sequence[Sequence[int]], received_CP: Sequence[Sequence[int]], device: torch.device
-    ) -> list[Plan]:
-        return [self.plan(Moves.flat(*counts)) for counts in zip(sent_CP, received_CP, strict=True)]
 
     def close(self) -> None:
         self.stream.synchronize()
