@@ -278,16 +278,16 @@ def _check_batch_on(config: RunConfig, topology: Topology) -> None:
             f"({rounds}): with virtual stages a rank takes micro-batches in rounds of one for each pipeline stage"
         )
     micro = config.micro_batch(topology)
-    if batch // data % (micro * rounds) and rounds > 1 and not batch % (micro * data):
-        raise UserError(
-            f"training.micro_batch ({micro}) leaves {batch // data // micro} micro-batches a rank; with virtual stages "
-            f"they must be a multiple of parallel.pipeline ({rounds}); try micro_batch "
-            f"{_divisors(batch // data // rounds)}"
-        )
     if batch % (micro * data):
         raise UserError(
             f"training.micro_batch ({micro}) times the data-parallel size ({data}) must divide training.batch "
             f"({batch}); try micro_batch {_divisors(batch // data)}"
+        )
+    micro_batches = batch // (micro * data)
+    if micro_batches % rounds:
+        raise UserError(
+            f"training.micro_batch ({micro}) leaves {micro_batches} micro-batches a rank; with virtual stages they "
+            f"must be a multiple of parallel.pipeline ({rounds}); try micro_batch {_divisors(batch // data // rounds)}"
         )
     if config.noise.every and config.small_batch % (data * rounds):
         virtual = f" x parallel.pipeline ({rounds}; virtual stages)" if rounds > 1 else ""
