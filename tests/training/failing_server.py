@@ -1,11 +1,9 @@
 """A warm process that forks the ranks of runs that are to fail, so that tests pay for imports once.
 
-Reads a line of JSON a command from stdin, answers with a line on stdout. ``{"start": {"config", "folder", "log",
-"environment", "fault"}}`` -> process id; ``{"poll": pid}`` -> exit code (negative: the signal) or null while it runs.
+What comes with ``start`` (tests/helpers/warm_server.py) is ``{"config", "folder", "log", "environment", "fault"}``.
 A fault is ``[kind, step]``: what happens on that rank before that step (from 0).
 """
 
-import json
 import os
 import sys
 import time
@@ -13,14 +11,15 @@ import traceback
 import warnings
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 warnings.filterwarnings("ignore")
 
 import torch
+from warm_server import serve
 
 from moescale.base.errors import EXIT_BAD_INPUT, UserError
 from moescale.training.config import load_run
 from moescale.training.run import train
-from moescale.training.warm import import_all
 
 
 def fail(kind, setup):
@@ -93,24 +92,5 @@ def child(job):
         os._exit(code)
 
 
-def main():
-    import_all()
-    answer({"ready": True})
-    for line in sys.stdin:
-        command = json.loads(line)
-        if "start" in command:
-            pid = os.fork()
-            if pid == 0:
-                child(command["start"])
-            answer(pid)
-        else:
-            pid, status = os.waitpid(command["poll"], os.WNOHANG)
-            answer(os.waitstatus_to_exitcode(status) if pid else None)
-
-
-def answer(content):
-    print(json.dumps(content), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(child)

@@ -1,23 +1,23 @@
 """A warm process that forks runs, so that tests pay for imports once: ``python run_server.py``.
 
-Reads a line of JSON a command from stdin, answers with a line on stdout. ``{"start": [config, folder, log, bytes]}``
--> process id; the run may write files of at most so many bytes (null: any). ``{"poll": pid}`` -> exit code (negative:
-the signal) or null while it runs.
+What comes with ``start`` (tests/helpers/warm_server.py) is ``[config, folder, log, bytes]``; the run may write files of
+at most so many bytes (null: any).
 """
 
-import json
 import os
 import resource
 import sys
 import warnings
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 warnings.filterwarnings("ignore")
+
+from warm_server import serve
 
 from moescale.base.errors import EXIT_BAD_INPUT, UserError
 from moescale.training.config import load_run
 from moescale.training.run import train
-from moescale.training.warm import import_all
 
 
 def child(config, folder, log, largest_file):
@@ -41,24 +41,5 @@ def child(config, folder, log, largest_file):
         os._exit(code)
 
 
-def main():
-    import_all()
-    answer({"ready": True})
-    for line in sys.stdin:
-        command = json.loads(line)
-        if "start" in command:
-            pid = os.fork()
-            if pid == 0:
-                child(*command["start"])
-            answer(pid)
-        else:
-            pid, status = os.waitpid(command["poll"], os.WNOHANG)
-            answer(os.waitstatus_to_exitcode(status) if pid else None)
-
-
-def answer(content):
-    print(json.dumps(content), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda start: child(*start))

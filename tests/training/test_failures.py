@@ -1,13 +1,9 @@
 """Real ranks that die, stop, hang, differ or diverge: every survivor names rank, host and cause, in time."""
 
-import contextlib
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from warm_server import Server
 
 from moescale.compat.native import load_native
 from moescale.scaling.record import read_record
@@ -27,35 +24,6 @@ SLACK = 10.0  # for a busy machine
 MIXTURE = {"experts": 4, "active": 2, "expert_width": 24}
 ENDLESS = {"steps": 340, "batch": 12}  # longer than any of these runs lives
 Begin = Callable[..., "World"]
-
-
-class Server:
-    """The warm process of failing_server.py."""
-
-    def __init__(self, script: Path):
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._read() == {"ready": True}
-
-    def ask(self, command: dict[str, Any]) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Any:
-        """The next line that is an answer; libraries print others."""
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            with contextlib.suppress(ValueError):
-                return json.loads(line)
-        raise AssertionError("the server has ended")
 
 
 class World:

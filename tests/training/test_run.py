@@ -1,12 +1,9 @@
 """Whole runs in processes of their own: ending, stopping, resuming, killing, branching, two ranks."""
 
-import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from warm_server import Server
 
 from moescale.scaling.record import Record, read_record, same
 from moescale.training.status import current_status, read_status
@@ -63,35 +61,6 @@ class Run:
 
     def output(self) -> str:
         return self._log.read_text()[-3000:] if self._log.exists() else ""
-
-
-class Server:
-    """The warm process of run_server.py."""
-
-    def __init__(self, script: Path):
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._read() == {"ready": True}
-
-    def ask(self, command: dict[str, Any]) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Any:
-        """The next line that is an answer; libraries print others."""
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            with contextlib.suppress(ValueError):
-                return json.loads(line)
-        raise AssertionError("the server has ended")
 
 
 @pytest.fixture(scope="module")
