@@ -112,7 +112,8 @@ def work_of(case: ExchangeCase, kind: str, rank: int) -> Callable[[], object]:
     visit_R = torch.randperm(case.rows, generator=draw)
     if isinstance(exchange, GatheringExchange):
         return lambda: exchange.gathered(rows, visit_R, case.active, even, even)
-    return lambda: exchange.rows(ops.permute(rows, visit_R, case.active), even, even)
+    row_TK = visit_R.argsort().view(tokens, case.active)
+    return lambda: exchange.rows(ops.permute(rows, visit_R, row_TK), even, even)
 
 
 def main() -> None:

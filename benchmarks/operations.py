@@ -41,7 +41,7 @@ def operands(operation: str, case: LayerCase) -> tuple[Any, ...]:
     assignment = Assignment.build(index_TK, experts, multiple=multiple)
     rows = len(assignment.visit_R)
     if operation == "permute":
-        return x_TD, assignment.visit_R, active
+        return x_TD, assignment.visit_R, assignment.row_TK
     if operation == "combine":
         return random(rows, case.width), assignment.row_TK, weight_TK
     if operation == "combine_backward":

@@ -61,7 +61,7 @@ class _Deliver(torch.autograd.Function):
         ctx.route = (exchange, sent, received)
         ctx.save_for_backward(assignment.row_TK, arrival.row_TK)
         arrived = exchange.gathered(x_TD, assignment.visit_R, assignment.row_TK.shape[1], sent, received)
-        return ops.permute(arrived, arrival.visit_R, 1)
+        return ops.permute(arrived, arrival.visit_R, arrival.row_TK)
 
     @staticmethod
     @once_differentiable
@@ -83,12 +83,12 @@ class _GiveBack(torch.autograd.Function):
         received: list[int],
     ) -> Tensor:
         ctx.route = (exchange, sent, received)
-        ctx.save_for_backward(arrival.visit_R)
+        ctx.save_for_backward(arrival.visit_R, arrival.row_TK)
         return exchange.gathered(rows_RD, arrival.row_TK.flatten(), 1, received, sent)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         exchange, sent, received = ctx.route
-        (visit_R,) = ctx.saved_tensors
-        return ops.permute(exchange.rows(gradients[0], sent, received), visit_R, 1), None, None, None, None
+        visit_R, row_R1 = ctx.saved_tensors
+        return ops.permute(exchange.rows(gradients[0], sent, received), visit_R, row_R1), None, None, None, None

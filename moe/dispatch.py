@@ -77,7 +77,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, visit_R: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(row_TK)
-        return ops.permute(x_TD.contiguous(), visit_R, row_TK.shape[1])
+        return ops.permute(x_TD.contiguous(), visit_R, row_TK)
 
     @staticmethod
     @once_differentiable
@@ -91,20 +91,19 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, rows_RD: Tensor, weight_TK: Tensor | None, visit_R: Tensor, row_TK: Tensor) -> Tensor:
         rows_RD = rows_RD.contiguous()
         if weight_TK is None:
-            ctx.active = row_TK.shape[1]
-            ctx.save_for_backward(visit_R)
+            ctx.save_for_backward(visit_R, row_TK)
         else:
             weight_TK = weight_TK.contiguous()
-            ctx.save_for_backward(visit_R, rows_RD, weight_TK)
+            ctx.save_for_backward(visit_R, row_TK, rows_RD, weight_TK)
         return ops.combine(rows_RD, row_TK, weight_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_TD = gradients[0].contiguous()
-        visit_R, *weighted = ctx.saved_tensors
+        visit_R, row_TK, *weighted = ctx.saved_tensors
         if not weighted:
-            return ops.permute(grad_TD, visit_R, ctx.active), None, None, None
+            return ops.permute(grad_TD, visit_R, row_TK), None, None, None
         rows_RD, weight_TK = weighted
         grad_rows_RD, grad_weight_TK = ops.combine_backward(grad_TD, rows_RD, visit_R, weight_TK)
         return grad_rows_RD, grad_weight_TK, None, None

@@ -77,8 +77,9 @@ def _(index_TK, experts, multiple, limit):
     )
 
 
-@_define("permute(Tensor x_TD, Tensor visit_R, int active) -> Tensor", reference.permute)
-def _(x_TD, visit_R, active):
+# Each visit's token, in the visit's row. ``visit_R`` and ``row_TK`` say the same: kernels go by row or by token.
+@_define("permute(Tensor x_TD, Tensor visit_R, Tensor row_TK) -> Tensor", reference.permute)
+def _(x_TD, visit_R, row_TK):
     return x_TD.new_empty(visit_R.shape[0], x_TD.shape[1])
 
 

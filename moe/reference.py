@@ -138,8 +138,12 @@ def assign(index_TK: Tensor, experts: int, multiple: int, limit: int) -> tuple[T
     return counts_E, ends_E.to(torch.int32), visit_R, row_TK.view_as(index_TK)
 
 
-def permute(x_TD: Tensor, visit_R: Tensor, active: int) -> Tensor:
+def permute(x_TD: Tensor, visit_R: Tensor, row_TK: Tensor) -> Tensor:
     """The row of each visit's token, zeros where there is no visit: ``[R, D]``."""
+    return _gather(x_TD, visit_R, row_TK.shape[1])
+
+
+def _gather(x_TD: Tensor, visit_R: Tensor, active: int) -> Tensor:
     if x_TD.shape[0] == 0:
         return x_TD.new_zeros(visit_R.shape[0], x_TD.shape[1])
     rows_RD = x_TD.index_select(0, visit_R.clamp(min=0) // active)
@@ -160,7 +164,7 @@ def combine(rows_RD: Tensor, row_TK: Tensor, weight_TK: Tensor | None) -> Tensor
 def combine_backward(grad_TD: Tensor, rows_RD: Tensor, visit_R: Tensor, weight_TK: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the rows and of the weights."""
     wide = weight_TK.dtype
-    gathered_RD = permute(grad_TD, visit_R, weight_TK.shape[1]).to(wide)
+    gathered_RD = _gather(grad_TD, visit_R, weight_TK.shape[1]).to(wide)
     weight_R = _of_rows(weight_TK, visit_R)
     grad_weight = weight_TK.new_zeros(weight_TK.numel())
     visited_R = visit_R >= 0

@@ -14,7 +14,7 @@ Tensor combine(const Tensor& rows_RD, const Tensor& row_TK, const MaybeTensor& w
     const Sum<T>* weights = elements<Sum<T>>(weight_TK, "weight_TK");
     T* out = elements<T>(out_TD, "out_TD");
     for_each_range(tokens, active * width, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().combine(rows, row_of_visit, weights, active, width, out, begin, end);
+      row_kernels<T>().combine(rows, row_of_visit, weights, active, width, out, tokens, begin, end);
     });
   });
   return out_TD;
@@ -33,7 +33,8 @@ std::tuple<Tensor, Tensor> combine_backward(const Tensor& grad_TD, const Tensor&
     T* grad_rows = elements<T>(grad_rows_RD, "grad_rows_RD");
     Sum<T>* grad_weights = elements<Sum<T>>(grad_weight_TK, "grad_weight_TK");
     for_each_range(rows, width, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().combine_backward(grad, row, visits, weights, active, width, grad_rows, grad_weights, begin, end);
+      row_kernels<T>().combine_backward(grad, row, visits, weights, active, width, grad_rows, grad_weights, rows, begin,
+                                        end);
     });
   });
   return {grad_rows_RD, grad_weight_TK};

@@ -97,7 +97,7 @@ SharedExchange::Fill gather_of(const Tensor& rows, const Tensor& visit_R, int64_
     using T = decltype(type);
     return [=, source = elements<T>(rows, "rows"), first = starts(sent)](int64_t p, char* target) {
       for_each_range(sent[p], width, [&](int64_t begin, int64_t end) {
-        row_kernels<T>().permute(source, visits + first[p], active, width, reinterpret_cast<T*>(target), begin, end);
+        row_kernels<T>().gather(source, visits + first[p], active, width, reinterpret_cast<T*>(target), begin, end);
       });
     };
   });

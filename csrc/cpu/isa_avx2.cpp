@@ -6,7 +6,12 @@
 #include <limits>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #define MOESCALE_ISA avx2
+#define MOESCALE_VECTOR 32
 // Behind the standard headers, so that none of their functions is compiled for processors that may not be there.
 #if defined(__x86_64__)
 #if defined(__clang__)

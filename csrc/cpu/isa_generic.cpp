@@ -7,4 +7,5 @@
 #include <vector>
 
 #define MOESCALE_ISA generic
+#define MOESCALE_VECTOR 16
 #include "../include/cpu/isa.h"

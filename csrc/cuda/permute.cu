@@ -5,7 +5,8 @@
 namespace moescale::cuda {
 namespace {
 
-Tensor permute(Tensor x_TD, Tensor visit_R, int64_t active) {
+Tensor permute(Tensor x_TD, Tensor visit_R, Tensor row_TK) {
+  const int64_t active = row_TK.size(1);
   check_rows(x_TD, "x_TD", x_TD.scalar_type(), visit_R);
   check_tensor(visit_R, "visit_R", ScalarType::Long, 1, x_TD);
   check_count("active", active, 0, kMaxActive);

@@ -185,8 +185,9 @@ class Emulated:
             run.array("row_TK", (tokens, active), torch.int64),
         )
 
-    def permute(self, x_TD: Tensor, visit_R: Tensor, active: int) -> Tensor:
+    def permute(self, x_TD: Tensor, visit_R: Tensor, row_TK: Tensor) -> Tensor:
         tokens, width = x_TD.shape
+        active = row_TK.shape[1]
         rows = len(visit_R)
         arrays = {"x_TD": x_TD, "visit_R": visit_R}
         run = self._run("permute", arrays, x_TD.dtype, tokens=tokens, rows=rows, width=width, active=active)

@@ -81,8 +81,7 @@ def test_assign_reads_nothing_back():
 
 
 def test_permute(rows_case):
-    visit_R, _ = dispatched(rows_case)
-    given = (rows_case.randn(rows_case.visits.tokens, rows_case.width, 1), visit_R, rows_case.visits.active)
+    given = (rows_case.randn(rows_case.visits.tokens, rows_case.width, 1), *dispatched(rows_case))
     assert torch.equal(both("permute", *given)[0], reference.permute(*given))
 
 
@@ -129,9 +128,9 @@ def test_what_the_kernels_cannot_take_is_refused():
     x_TD = torch.zeros(4, 12, device="cuda")
     visit_R = torch.zeros(4, dtype=torch.int64, device="cuda")
     with pytest.raises(RuntimeError, match="the width must be a multiple of 8"):
-        ops.permute(x_TD, visit_R, 1)
+        ops.permute(x_TD, visit_R, visit_R.view(4, 1))
     with pytest.raises(RuntimeError, match="must start at a multiple of 16 bytes"):
-        ops.permute(torch.zeros(33, device="cuda")[1:].view(4, 8), visit_R, 1)
+        ops.permute(torch.zeros(33, device="cuda")[1:].view(4, 8), visit_R, visit_R.view(4, 1))
     with pytest.raises(RuntimeError, match="it may be float32, float16 or bfloat16"):
         ops.combine(torch.zeros(4, 8, device="cuda", dtype=torch.float64), visit_R.view(4, 1), None)
     with pytest.raises(RuntimeError, match=r"experts \(2000\) must be between 1 and 1024"):

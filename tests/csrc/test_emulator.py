@@ -85,8 +85,7 @@ def dispatched(case):
 
 
 def test_permute(emulated, rows_case):
-    visit_R, _ = dispatched(rows_case)
-    given = (rows_case.randn(rows_case.visits.tokens, rows_case.width, 1), visit_R, rows_case.visits.active)
+    given = (rows_case.randn(rows_case.visits.tokens, rows_case.width, 1), *dispatched(rows_case))
     assert torch.equal(both(emulated, "permute", *given)[0], reference.permute(*given))
 
 

@@ -40,7 +40,7 @@ def test_rows(emulated, sanitizer):
     _, _, visit_R, row_TK = reference.assign(index_TK, 3, 2, -1)
     x_TD = torch.randn(5, 264, generator=draw).bfloat16()
     weight_TK = torch.rand(5, 3, generator=draw)
-    rows_RD = ops.permute(x_TD, visit_R, 3)
+    rows_RD = ops.permute(x_TD, visit_R, row_TK)
     ops.combine(rows_RD, row_TK, weight_TK)
     ops.combine_backward(x_TD, rows_RD, visit_R, weight_TK)
     gate_up = torch.cat([rows_RD, rows_RD], dim=1)

@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from moescale.launch import cli_train
+
 
 def test_help_is_fast(moescale):
     fastest = min(_seconds(moescale, "--help") for _ in range(3))
@@ -56,14 +58,16 @@ def test_wrong_input_from_outside(moescale, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_under_a_launcher_one_rank_speaks(main, monkeypatch, tmp_path):
+def test_under_a_launcher_every_rank_speaks_and_rank_0_first(main, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli_train, "SECONDS_FOR_RANK_0", 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, words in (("0", "absent.yaml"), ("1", "")):
+    for rank, says, waits in (("0", "error: ", 0), ("1", "error (rank 1): ", 1)):
         monkeypatch.setenv("RANK", rank)
+        began = time.monotonic()
         result = main("train", tmp_path / "absent.yaml")
         assert result.returncode == 2
-        assert words in result.stderr
-    assert result.stderr == ""
+        assert result.stderr.startswith(f"{says}{tmp_path}/absent.yaml: cannot be read")
+        assert time.monotonic() - began >= waits
 
 
 def test_dry_run_and_train_agree(work, main, moescale, tmp_path):

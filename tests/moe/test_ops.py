@@ -128,7 +128,8 @@ def test_ties_and_nans_are_settled():
 @native
 @pytest.mark.parametrize("dtype", ROWS)
 @pytest.mark.parametrize(
-    ("tokens", "active", "experts", "width"), [(0, 1, 2, 8), (5, 1, 1, 8), (33, 3, 5, 40), (64, 2, 4, 200)]
+    ("tokens", "active", "experts", "width"),
+    [(0, 1, 2, 8), (5, 1, 1, 8), (33, 3, 5, 40), (64, 2, 4, 200), (2100, 3, 5, 512)],  # the last past the caches
 )
 def test_rows_there_and_back_equal_their_references(dtype, tokens, active, experts, width):
     wide = torch.promote_types(dtype, torch.float32)
@@ -138,7 +139,7 @@ def test_rows_there_and_back_equal_their_references(dtype, tokens, active, exper
     x_TD, grad_TD = random(tokens, width, seed=1, dtype=dtype), random(tokens, width, seed=2, dtype=dtype)
     rows_RD = random(len(visit_R), width, seed=3, dtype=dtype)
     weight_TK = random(tokens, active, seed=4, dtype=wide)
-    assert torch.equal(ops.permute(x_TD, visit_R, active), reference.permute(x_TD, visit_R, active))
+    assert torch.equal(ops.permute(x_TD, visit_R, row_TK), reference.permute(x_TD, visit_R, row_TK))
     for weight in (None, weight_TK):
         assert_close(ops.combine(rows_RD, row_TK, weight), reference.combine(rows_RD, row_TK, weight))
     for name in ("combine_backward",):
@@ -182,7 +183,7 @@ def examples():
             False, True, True, 1.0,
         ),
         "assign": (index_TK, 4, 8, -1),
-        "permute": (x_TD, visit_R, 2),
+        "permute": (x_TD, visit_R, row_TK),
         "combine": (rows_RD, row_TK, weight_TK),
         "combine_backward": (x_TD, rows_RD, visit_R, weight_TK),
         "swiglu": (gate_up, weight_TK, visit_R),
@@ -220,7 +221,7 @@ def test_a_result_depends_on_no_number_of_threads_and_no_chance(name):
         "route_backward": (weight_TK, x_TD[:, 0].clone(), random(8, 16, seed=5), logits_TE, routed[1], routed[2], None,
                            False, False, True, 1.0),
         "assign": (index_TK, 16, 8, -1),
-        "permute": (x_TD, visit_R, 4),
+        "permute": (x_TD, visit_R, row_TK),
         "combine": (rows_RD, row_TK, weight_TK),
         "combine_backward": (x_TD, rows_RD, visit_R, weight_TK),
         "swiglu": (rows_RD, weight_TK, visit_R),

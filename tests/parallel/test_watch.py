@@ -84,6 +84,7 @@ def test_the_end_of_rank_0_is_known_too(start: Start) -> None:
     watches = start()
     server = watches[0]._server
     assert server is not None
+    wait_for(lambda: len(server._callers) == len(HOSTS))  # one that is not accepted yet would not be cut off
     for caller in list(server._callers):
         caller.socket.shutdown(socket.SHUT_RDWR)
     for watch in watches[1:]:

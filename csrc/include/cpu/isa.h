@@ -1,5 +1,6 @@
-// The tables of one instruction set. A file of cpu/ defines MOESCALE_ISA, the name of a namespace, and the compiler's
-// target, and includes this: so every kernel is compiled once for each instruction set from one source.
+// The tables of one instruction set. A file of cpu/ defines MOESCALE_ISA, the name of a namespace, MOESCALE_VECTOR, the
+// bytes of a register, and the compiler's target, and includes this: so every kernel is compiled once for each instruction
+// set from one source.
 #pragma once
 
 #include "combine.h"
@@ -11,7 +12,8 @@ namespace moescale::MOESCALE_ISA {
 
 template <class T>
 const RowKernels<T>& rows_table() {
-  static const RowKernels<T> table{permute<T>, combine<T>, combine_backward<T>, swiglu<T>, swiglu_backward<T>};
+  static const RowKernels<T> table{permute<T>,          gather<T>, combine<T>,
+                                   combine_backward<T>, swiglu<T>, swiglu_backward<T>};
   return table;
 }
 

@@ -26,13 +26,16 @@ using Sum = typename SumOf<T>::type;
 
 template <class T>
 struct RowKernels {
-  void (*permute)(const T* x_TD, const int64_t* visit_R, int64_t active, int64_t width, T* rows_RD, int64_t begin,
-                  int64_t end);
+  // Writes the rows that have a visit, of `rows` in all; rows outside them count as -1.
+  void (*permute)(const T* x_TD, const int64_t* row_TK, int64_t active, int64_t width, T* rows_RD, int64_t rows,
+                  int64_t begin, int64_t end);
+  void (*gather)(const T* x_TD, const int64_t* visit_R, int64_t active, int64_t width, T* rows_RD, int64_t begin,
+                 int64_t end);
   void (*combine)(const T* rows_RD, const int64_t* row_TK, const Sum<T>* weight_TK, int64_t active, int64_t width,
-                  T* out_TD, int64_t begin, int64_t end);
+                  T* out_TD, int64_t tokens, int64_t begin, int64_t end);
   void (*combine_backward)(const T* grad_TD, const T* rows_RD, const int64_t* visit_R, const Sum<T>* weight_TK,
-                           int64_t active, int64_t width, T* grad_rows_RD, Sum<T>* grad_weight_TK, int64_t begin,
-                           int64_t end);
+                           int64_t active, int64_t width, T* grad_rows_RD, Sum<T>* grad_weight_TK, int64_t rows,
+                           int64_t begin, int64_t end);
   // visit_R and weight_TK may be null together: then every row counts, with weight 1.
   void (*swiglu)(const T* gate_up, const Sum<T>* weight_TK, const int64_t* visit_R, int64_t width, T* act_RF,
                  int64_t begin, int64_t end);
