@@ -15,7 +15,7 @@ Tensor swiglu(const Tensor& gate_up, const MaybeTensor& weight_TK, const MaybeTe
     const Sum<T>* weights = elements<Sum<T>>(weight_TK, "weight_TK");
     T* out = elements<T>(act_RF, "act_RF");
     for_each_range(rows, width, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().swiglu(in, weights, visits, width, out, begin, end);
+      row_kernels<T>().swiglu(in, weights, visits, width, out, rows, begin, end);
     });
   });
   return act_RF;
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> swiglu_backward(const Tensor& grad_act_RF, const Tens
     T *act = elements<T>(grad_act_RF, "grad_act_RF"), *out = elements<T>(grad_gate_up, "grad_gate_up");
     Sum<T>* grad_weights = elements<Sum<T>>(grad_weight_TK, "grad_weight_TK");
     for_each_range(rows, 2 * width, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().swiglu_backward(act, in, weights, visits, width, out, grad_weights, begin, end);
+      row_kernels<T>().swiglu_backward(act, in, weights, visits, width, out, grad_weights, rows, begin, end);
     });
     return std::tuple{grad_gate_up, grad_weight_TK};
   });

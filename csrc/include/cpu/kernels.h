@@ -38,10 +38,10 @@ struct RowKernels {
                            int64_t begin, int64_t end);
   // visit_R and weight_TK may be null together: then every row counts, with weight 1.
   void (*swiglu)(const T* gate_up, const Sum<T>* weight_TK, const int64_t* visit_R, int64_t width, T* act_RF,
-                 int64_t begin, int64_t end);
+                 int64_t rows, int64_t begin, int64_t end);
   // Reads the gradient of the activations from act_RF and leaves the activations there.
   void (*swiglu_backward)(T* act_RF, const T* gate_up, const Sum<T>* weight_TK, const int64_t* visit_R, int64_t width,
-                          T* grad_gate_up, Sum<T>* grad_weight_TK, int64_t begin, int64_t end);
+                          T* grad_gate_up, Sum<T>* grad_weight_TK, int64_t rows, int64_t begin, int64_t end);
 };
 
 // What routing takes besides the scores. Token t is the `place`-th of sequence b at `b * sequence_stride + place *
