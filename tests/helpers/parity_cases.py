@@ -79,6 +79,8 @@ MOE: Changes = {"moe": MIXTURE, "noise": NOISE}
 UNTIED: Changes = {"model": {"tied": False}}
 RECOMPUTE: Changes = {"training": {"recompute": "full"}}
 DEEP: Changes = {"model": {"layers": 4}}
+# Other inputs, where a token of the usual ones chooses between equals.
+OTHER: Changes = {"training": {"seed": 4}}
 CLIPPED: Changes = {"optimizer": {"clip": 0.3, "eps": 1e-8}}
 
 
@@ -216,7 +218,8 @@ def _whole_four() -> World:
     for option, settings in OPTIONS.items():
         even = {**settings, "experts": 8, "groups": 4} if option == "groups" else settings
         for name in ("ep4", "tp2-ep4", "tp2-pp2-ep2", "pp2-virtual2-ep2", "tp2-ep2-over-dp-no-sequence"):
-            world.add(f"{option}-{name}", {"moe": {**MIXTURE, **even}}, micro(1), RECOMPUTE, FOUR_RANKS[name])
+            inputs = OTHER if name == "pp2-virtual2-ep2" else {}
+            world.add(f"{option}-{name}", {"moe": {**MIXTURE, **even}}, micro(1), RECOMPUTE, inputs, FOUR_RANKS[name])
     return world
 
 
@@ -232,7 +235,7 @@ def _eight() -> World:
     for name, layout in layouts.items():
         sixteen: Changes = {"training": {"batch": 16, "micro_batch": 1}}
         world.add(f"moe-{name}", eight, sixteen, layout)
-        world.add(f"moe-{name}-masked-recompute", eight, sixteen, RECOMPUTE, layout, masked=True)
+        world.add(f"moe-{name}-masked-recompute", eight, sixteen, RECOMPUTE, OTHER, layout, masked=True)
     return world
 
 
