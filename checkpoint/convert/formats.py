@@ -1,0 +1,142 @@
+"""What a format is to `moescale convert`: something that opens as a `Source` of logical tensors, or is written from one.
+
+The two sides never meet. A `Source` says which stored tensors each logical tensor is made of and reads one logical
+tensor at a time; a `Format` writes itself by asking for logical tensors in whatever order and grouping it stores them.
+So a conversion holds one tensor at a time (a fused one: what it is fused from), and `ledger.py` can account for every
+stored tensor on both sides without knowing either. Logical names, shapes and parts are those of models/logical.py:
+``("master", "layers.0.attention.q")``, ``("buffer", "layers.1.moe.bias")``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from ...models.config import ModelConfig
+from ...moe.config import MoEConfig
+
+Reader = Callable[[str, str], Tensor]  # (part, logical name) -> the whole logical tensor
+DType = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model computes, apart from its weights.
+
+    Attributes:
+        vocab: tokens with a meaning. Rows of embedding and head from there to ``model.padded_vocab(vocab)`` are padding:
+            zero when a source does not store them, never written to a format that does not pad.
+    """
+
+    model: ModelConfig
+    moe: MoEConfig | None
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file holds it; ``dtype`` in safetensors' spelling: F32, BF16, F16."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What became of a key of the source's configuration: ``translated``, or ``without effect`` and why."""
+
+    key: str
+    value: Any
+    fate: Literal["translated", "without effect"]
+    why: str = ""
+
+
+class Source(Protocol):
+    """A model opened for reading. Opening it has checked its configuration and the names and shapes of its tensors.
+
+    Attributes:
+        architecture: the translated configuration.
+        settings: every key of the source's own configuration and its fate.
+        files: tokenizer files that go along: name in the target folder -> path.
+    """
+
+    architecture: Architecture
+    settings: list[Setting]
+    files: Mapping[str, Path]
+
+    def stored(self) -> Mapping[str, Stored]:
+        """Every tensor that the source's files hold, by its name there, whether or not it is understood."""
+
+    def left_out(self) -> Mapping[str, str]:
+        """Stored tensors that are not converted on purpose, and why; for example an optimizer's state."""
+
+    def made_of(self, part: str, name: str) -> tuple[str, ...]:
+        """The stored tensors that a logical tensor is made of; empty where the format implies its value (zeros).
+
+        Raises:
+            KeyError: no such logical tensor in this architecture.
+        """
+
+    def whole(self, part: str, name: str) -> Tensor:
+        """A whole logical tensor, in its logical shape and the dtype it is stored in.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    def checksum(self, stored: str) -> int:
+        """CRC-32 of a stored tensor's bytes: row-major, little-endian, in the dtype it is stored in."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor that was written: its name in the target and the logical tensors that it holds, all of each.
+
+    Attributes:
+        checksum: CRC-32 of its bytes.
+        logical: (part, name) of each; empty for what the format wants and the model does not have (then ``why``).
+    """
+
+    name: str
+    stored: Stored
+    checksum: int
+    logical: tuple[tuple[str, str], ...]
+    why: str = ""
+
+
+class Format(Protocol):
+    """One of the names that ``--to`` takes."""
+
+    name: str
+
+    def recognises(self, path: Path) -> bool:
+        """Whether ``path`` looks like this format. Exactly one format recognises a readable source."""
+
+    def open(self, path: Path, given: Architecture | None) -> Source:
+        """Open ``path``.
+
+        Args:
+            given: the user's ``--config``, for formats whose files do not say everything.
+
+        Raises:
+            UserError: damaged, hostile, contradicts ``given``, or holds what we cannot express: names key and value.
+        """
+
+    def refuse(self, architecture: Architecture) -> None:
+        """Check that the format can express ``architecture``; called before anything is written.
+
+        Raises:
+            UserError: names the key that it cannot express, its value, and what it could.
+        """
+
+    def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> Iterable[Target]:
+        """Write configuration and tensors into the empty ``folder``; yields or returns every tensor written."""
+
+    def logits(self, path: Path, architecture: Architecture, tokens_BS: Tensor, dtype: DType) -> Tensor:
+        """``[B, S, vocab]`` float32: what the format's own code computes in fp32 from weights rounded to ``dtype``.
+
+        Raises:
+            UserError: the code is not installed.
+        """
