@@ -74,6 +74,24 @@ def save(root: Path, step: int, boxes: Iterable[Box], extra: dict[str, Any]) -> 
     _barrier(world)
 
 
+def write_whole(root: Path, step: int, tensors: Iterable[tuple[str, str, Tensor]], extra: dict[str, Any]) -> Path:
+    """Write a checkpoint of whole logical tensors (part, name, values), without any ranks; returns its folder."""
+    beside = root / f".{folder_of(root, step).name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    shards = []
+    for number, (part, name, values) in enumerate(tensors):
+        shape = tuple(values.shape)
+        piece = Piece(name, shape, (0,) * len(shape), shape, lambda t: t)
+        shards.append(_write_shard(beside / f"whole-{number:05d}.safetensors", [Box(part, piece, values)]))
+    write_atomically(
+        beside / "manifest.json", json.dumps({"schema": SCHEMA, "step": step, "extra": extra, "shards": shards})
+    )
+    beside.rename(folder_of(root, step))
+    sync(root)
+    return folder_of(root, step)
+
+
 def _barrier(world: int) -> None:
     if world > 1:
         dist.barrier()
@@ -158,6 +176,20 @@ class Checkpoint:
             raise BadCheckpoint(f"{path}: {error.strerror}") from None
         if path.stat().st_size != shard["bytes"] or crc != shard["crc32"]:
             raise BadCheckpoint(f"{path}: damaged (its size or checksum is not the manifest's)")
+
+    def tensors(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Logical name -> whole shape of everything stored of ``part``."""
+        found = {}
+        for key, boxes in self._boxes.items():
+            stored_part, name = key.split("/", 1)
+            if stored_part == part:
+                found[name] = tuple(boxes[0][1]["shape"])
+        return found
+
+    def whole(self, part: str, name: str) -> Tensor:
+        """A whole logical tensor, float32."""
+        shape = self.tensors(part)[name]
+        return self.box(part, Piece(name, shape, (0,) * len(shape), shape, lambda t: t))
 
     def box(self, part: str, piece: Piece) -> Tensor:
         """The values of ``piece``, put together from every stored box that overlaps it."""

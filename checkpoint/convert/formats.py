@@ -1,4 +1,4 @@
-"""What a format is to `moescale convert`: something that opens as a `Source` of logical tensors, or is written from one.
+"""What a format is to ``moescale convert``: it opens as a `Source` of logical tensors, or is written from one.
 
 The two sides never meet. A `Source` says which stored tensors each logical tensor is made of and reads one logical
 tensor at a time; a `Format` writes itself by asking for logical tensors in whatever order and grouping it stores them.
@@ -8,16 +8,21 @@ stored tensor on both sides without knowing either. Logical names, shapes and pa
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from ...models.config import ModelConfig
+from ...models.logical import buffer_shapes, logical_shapes
 from ...moe.config import MoEConfig
+from ...parallel.groups import Groups
+from ..state import BUFFER
 
-Reader = Callable[[str, str], Tensor]  # (part, logical name) -> the whole logical tensor
+MASTER = "master"
+Key = tuple[str, str]  # part and logical name
+Reader = Callable[[str, str], Tensor]  # part and logical name -> the whole logical tensor
 DType = Literal["fp32", "bf16", "fp16"]
 
 
@@ -26,13 +31,23 @@ class Architecture:
     """What a model computes, apart from its weights.
 
     Attributes:
-        vocab: tokens with a meaning. Rows of embedding and head from there to ``model.padded_vocab(vocab)`` are padding:
-            zero when a source does not store them, never written to a format that does not pad.
+        vocab: tokens with a meaning. Rows of embedding and head from there on, up to ``model.padded_vocab(vocab)``, are
+            padding: zero when a source does not store them, never written to a format that does not pad.
+        special: ids of special tokens by transformers' name (``eos_token_id`` ...). They change nothing that the model
+            computes, but without them nobody knows where a text ends.
     """
 
     model: ModelConfig
     moe: MoEConfig | None
     vocab: int
+    special: Mapping[str, Any] = field(default_factory=dict)
+
+
+def logical_tensors(found: Architecture) -> dict[Key, tuple[int, ...]]:
+    """Everything that decides what a model computes: parameters, and the biases that select experts."""
+    parameters = logical_shapes(found.model, found.moe, found.vocab)
+    buffers = {name: s for name, s in buffer_shapes(found.model, found.moe).items() if name.endswith(".bias")}
+    return {(MASTER, name): s for name, s in parameters.items()} | {(BUFFER, name): s for name, s in buffers.items()}
 
 
 @dataclass(frozen=True)
@@ -102,14 +117,19 @@ class Target:
     name: str
     stored: Stored
     checksum: int
-    logical: tuple[tuple[str, str], ...]
+    logical: tuple[Key, ...]
     why: str = ""
 
 
 class Format(Protocol):
-    """One of the names that ``--to`` takes."""
+    """One of the names that ``--to`` takes.
+
+    Attributes:
+        holds_configuration: whether its files tell the whole architecture; otherwise the user gives it (``--config``).
+    """
 
     name: str
+    holds_configuration: bool
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` looks like this format. Exactly one format recognises a readable source."""
@@ -118,7 +138,7 @@ class Format(Protocol):
         """Open ``path``.
 
         Args:
-            given: the user's ``--config``, for formats whose files do not say everything.
+            given: the architecture, where the files do not hold it; otherwise None.
 
         Raises:
             UserError: damaged, hostile, contradicts ``given``, or holds what we cannot express: names key and value.
@@ -134,8 +154,10 @@ class Format(Protocol):
     def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> Iterable[Target]:
         """Write configuration and tensors into the empty ``folder``; yields or returns every tensor written."""
 
-    def logits(self, path: Path, architecture: Architecture, tokens_BS: Tensor, dtype: DType) -> Tensor:
+    def logits(self, path: Path, architecture: Architecture, tokens_BS: Tensor, dtype: DType, groups: Groups) -> Tensor:
         """``[B, S, vocab]`` float32: what the format's own code computes in fp32 from weights rounded to ``dtype``.
+
+        Parameters are rounded, not buffers. ``groups`` are those of a world of one rank.
 
         Raises:
             UserError: the code is not installed.
