@@ -27,12 +27,12 @@ from ..state import BUFFER, PARTS
 from ..storage import BadCheckpoint, Checkpoint, latest_good, write_whole
 from .formats import MASTER, Architecture, DType, Reader, Setting, Stored, Target, logical_tensors
 from .huggingface import FILES
+from .start import TRAINING_KEYS
 from .tensor_files import DTYPES, SPELLING, checksum
 
 NAME = "moescale"
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 _IN_TRAINING = "acts in training only"
-_TRAINING_KEYS = ("model.init_std", "moe.jitter", "moe.balance", "moe.aux_loss", "moe.z_loss")
 
 
 class RunSource:
@@ -130,7 +130,7 @@ def _settings(found: Architecture) -> Iterator[Setting]:
         config = getattr(found, section)
         for key, value in ({} if config is None else config.model_dump(mode="json")).items():
             name = f"{section}.{key}"
-            if name in _TRAINING_KEYS:
+            if name in TRAINING_KEYS and name != "model.max_seq":
                 yield Setting(name, value, "without effect", _IN_TRAINING)
             else:
                 yield Setting(name, value, "translated")

@@ -198,8 +198,16 @@ def test_what_changes_the_science(change: dict[str, Any]) -> None:
     assert run(change).scientific_hash != run().scientific_hash
 
 
+def test_keys_that_came_later_leave_names_as_they_were() -> None:
+    """Hashes that an older version gave, which its records hold; a later key counts where it changes something."""
+    assert run().scientific_hash == "f96419656cf29c95"
+    assert run(MOE).scientific_hash == "23303ba833c706e5"
+    later = ({"norm_eps": 1e-6}, {"rotary_fraction": 0.5}, {"qkv_bias": True}, {"rope_base": 10_000.5})
+    assert len({run().scientific_hash, *(run({"model": keys}).scientific_hash for keys in later)}) == 5
+
+
 def test_spelling_does_not_change_a_hash() -> None:
-    spelled = run({"model": {"kv_heads": 4, "ffn": 256}, "training": {"seed": 0}})
+    spelled = run({"model": {"kv_heads": 4, "ffn": 256, "rope_base": 1e4}, "training": {"seed": 0}})
     assert spelled.config_hash == run().config_hash
 
 
