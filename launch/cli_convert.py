@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from .output import console, note, print_json, stdout_for_results
 
@@ -49,6 +48,8 @@ def convert(
 
 
 def _show(ledger: "Ledger") -> None:
+    from rich.table import Table
+
     table = Table("source tensors", "number", "stored as", "fate", "in the target")
     for row in ledger.rows():
         table.add_row(*row)

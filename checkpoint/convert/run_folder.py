@@ -78,10 +78,13 @@ class RunSource:
         return (f"{part}/{name}",)
 
     def whole(self, part: str, name: str) -> Tensor:
-        return self._checkpoint.whole(part, name)
+        try:
+            return self._checkpoint.whole(part, name)
+        except BadCheckpoint as error:
+            raise UserError(str(error)) from None
 
     def checksum(self, stored: str) -> int:
-        return checksum(self._checkpoint.whole(*stored.split("/", 1)))
+        return checksum(self.whole(*stored.split("/", 1)))
 
 
 def _tokenizer_files(run: Path, content: Mapping[str, Any]) -> dict[str, Path]:
