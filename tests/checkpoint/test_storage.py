@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from saving import held_as, save
 from torch import Tensor
 
 from moescale.base.errors import UserError
-from moescale.checkpoint.state import Box
-from moescale.checkpoint.storage import BadCheckpoint, Checkpoint, folder_of, latest_good, prune, save, steps_in
+from moescale.checkpoint.boxes import Box
+from moescale.checkpoint.shards import BadCheckpoint
+from moescale.checkpoint.storage import Checkpoint, Mismatch, folder_of, latest_good, prune, steps_in, write_whole
 from moescale.models.names import Piece
 
 
@@ -40,7 +42,7 @@ def root(tmp_path: Path, one_rank: Any) -> Path:
     """A folder with the checkpoints of steps 10 and 20."""
     folder = tmp_path / "checkpoints"
     for step in (10, 20):
-        save(folder, step, boxes(step), {"optimizer_steps": step})
+        save(folder, step, held_as(boxes(step)), {"optimizer_steps": step})
     return folder
 
 
@@ -70,20 +72,20 @@ def test_what_it_does_not_hold(root: Path) -> None:
 
 
 def test_a_tensor_stored_in_part_is_refused(root: Path) -> None:
-    save(root, 30, boxes(30)[1:], {})
+    save(root, 30, held_as(boxes(30)[1:]), {})
     with pytest.raises(BadCheckpoint, match="master/q is stored in part only"):
         Checkpoint(folder_of(root, 30)).box("master", Piece("q", (6, 4), (1, 0), (4, 4), lambda t: t))
 
 
 def flip_a_bit(folder: Path) -> None:
-    path = folder / "rank-00000.safetensors"
+    path = folder / "rank-00000-000.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
     path.write_bytes(content)
 
 
 def truncate(folder: Path) -> None:
-    path = folder / "rank-00000.safetensors"
+    path = folder / "rank-00000-000.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
 
 
@@ -98,9 +100,9 @@ def edit_manifest(folder: Path, **more: Any) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "changed bit": (flip_a_bit, r"rank-00000\.safetensors: damaged"),
-    "truncated shard": (truncate, r"rank-00000\.safetensors: damaged"),
-    "missing shard": (lambda f: (f / "rank-00000.safetensors").unlink(), r"rank-00000\.safetensors: No such file"),
+    "changed bit": (flip_a_bit, r"rank-00000-000\.safetensors: damaged"),
+    "truncated shard": (truncate, r"rank-00000-000\.safetensors: damaged"),
+    "missing shard": (lambda f: (f / "rank-00000-000.safetensors").unlink(), r"rank-00000-000\.safetensors: No such file"),
     "torn manifest": (tear_manifest, r"manifest\.json cannot be read"),
     "missing manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json cannot be read"),
     "foreign manifest": (lambda f: (f / "manifest.json").write_text('{"weights": []}') and None, r"manifest\.json"),
@@ -145,7 +147,7 @@ def test_leftovers_of_a_kill_are_ignored(root: Path) -> None:
     shutil.copytree(folder_of(root, 10), root / ".step-00000005.old")
     assert steps_in(root) == [10, 20]
     assert latest_good(root)[0].step == 20  # type: ignore[union-attr]
-    save(root, 30, boxes(30), {})
+    save(root, 30, held_as(boxes(30)), {})
     assert latest_good(root)[0].step == 30  # type: ignore[union-attr]
     assert not (root / ".step-00000030.tmp").exists()
 
@@ -156,13 +158,13 @@ def test_a_failed_save_leaves_the_others(root: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        save(root, 30, torn(), {})
+        save(root, 30, held_as(torn()), {})
     assert steps_in(root) == [10, 20]
     assert latest_good(root)[0].step == 20  # type: ignore[union-attr]
 
 
 def test_a_step_can_be_saved_again(root: Path) -> None:
-    save(root, 20, boxes(99), {"optimizer_steps": 21})
+    save(root, 20, held_as(boxes(99)), {"optimizer_steps": 21})
     checkpoint = Checkpoint(folder_of(root, 20))
     assert checkpoint.extra == {"optimizer_steps": 21}
     assert same(checkpoint.box("exp_avg", boxes()[3].piece), boxes(99)[3].values)
@@ -170,7 +172,7 @@ def test_a_step_can_be_saved_again(root: Path) -> None:
 
 def test_prune(root: Path) -> None:
     for step in (30, 40, 50):
-        save(root, step, boxes(step), {})
+        save(root, step, held_as(boxes(step)), {})
     prune(root, 2, always=(20, 35))
     assert steps_in(root) == [20, 40, 50]
     assert not [entry for entry in root.iterdir() if entry.name.startswith(".")]
