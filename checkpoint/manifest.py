@@ -110,5 +110,7 @@ def _check_places(written: Written) -> None:
 
 def _check_whole(name: str, tensor: StoredTensor) -> None:
     stored = sum(math.prod(box.extent) for box in tensor.boxes)
-    if stored != math.prod(tensor.shape):
-        raise ValueError(f"{name} is stored in part only: {stored} of {math.prod(tensor.shape)} elements")
+    wanted = math.prod(tensor.shape)
+    if stored != wanted:
+        what = "in part only" if stored < wanted else "more than once"
+        raise ValueError(f"{name} is stored {what}: {stored} of {wanted} elements")

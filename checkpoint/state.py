@@ -45,6 +45,7 @@ class LogicalState:
         self.engine = engine
         self.entries = entries
         self.buffers = buffers
+        self._expert_replica = dist.get_rank(engine.groups.expert_data)
         self._entry_of = {entry.parameter: entry for entry in entries.values()}
         self._known_cuts: dict[tuple[nn.Parameter, int, int], tuple[Cut, ...]] = {}
 
@@ -112,7 +113,7 @@ class LogicalState:
         if role.tied_copy:
             return False
         if not self.engine.zero:
-            replica = dist.get_rank(groups.expert_data) if role.expert else topology.data_rank(rank)
+            replica = self._expert_replica if role.expert else topology.data_rank(rank)
             if replica != 0:
                 return False
         return role.differs_over_tensor(topology) or topology.tensor_rank(rank) == 0

@@ -105,7 +105,7 @@ class Checkpoint:
     """A checkpoint opened for reading. What is read is verified, and nothing else is read.
 
     Raises:
-        BadCheckpoint: the manifest is missing, damaged or not one of ours.
+        BadCheckpoint: the manifest is missing, damaged or not one of ours, or a file is missing or has another size.
         UserError: written by another version.
     """
 
@@ -115,6 +115,7 @@ class Checkpoint:
         self.step, self.extra = manifest.step, manifest.extra
         self._written = manifest.written
         self._reader = ShardReader(folder, manifest.written.shards)
+        self._reader.check_sizes()
 
     def tensors(self, part: str) -> dict[str, tuple[int, ...]]:
         """Whole shapes of the logical tensors of ``part``, by name; empty when it holds none."""
