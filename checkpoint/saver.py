@@ -36,12 +36,11 @@ class Saver:
 
     Args:
         root: folder of the checkpoints, seen by all ranks.
-        background: go on while a thread writes; otherwise `save` returns when the checkpoint exists.
         published: called by rank 0's thread when a checkpoint exists, with its step.
     """
 
-    def __init__(self, root: Path, *, background: bool, published: Callable[[int], None] = lambda step: None):
-        self._root, self._background, self._published = root, background, published
+    def __init__(self, root: Path, published: Callable[[int], None] = lambda step: None):
+        self._root, self._published = root, published
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         token = [secrets.token_hex(4)]
         if self._rank == 0:
@@ -56,25 +55,33 @@ class Saver:
         self._finished: list[int] = []
 
     def save(
-        self, step: int, held: list[Held], extra: dict[str, Any], before: Callable[[], None] = lambda: None
+        self,
+        step: int,
+        held: list[Held],
+        extra: dict[str, Any],
+        *,
+        background: bool,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin to save ``held``, what this rank stores of the state after ``step``. Waits for the save before it.
+        """Save ``held``, what this rank stores of the state after ``step``. Waits for the save before it.
 
         Args:
             extra: the loop's own state, JSON.
+            background: return when ``held`` is copied, and write while training goes on. Otherwise it is written from
+                where it lies, without a copy, and this rank's part is done on return.
             before: called by rank 0's thread before the checkpoint gets its name.
 
         Raises:
-            OSError: an earlier save failed, or this one does and is not in the background.
+            OSError: an earlier save failed, or this one did and is not in the background.
         """
         self.wait()
-        if self._background:
+        if background:
             held = self._buffers.copy(held)
         self._thread = threading.Thread(
             target=self._run, args=(step, held, extra, before), name=f"checkpoint {step}", daemon=True
         )
         self._thread.start()
-        if not self._background:
+        if not background:
             self.wait()
 
     def check(self) -> list[int]:

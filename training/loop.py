@@ -25,7 +25,7 @@ class Loop:
         self.config = setup.config
         self.root = recorder.folder / "checkpoints"
         self.branches = branch_steps(self.config)
-        self.saver = Saver(self.root, background=self.config.checkpoint.async_, published=self._prune)
+        self.saver = Saver(self.root, published=self._prune)
 
     def run(self, first: int) -> int:
         """From ``first`` steps done to the end; returns the exit code."""
@@ -54,7 +54,7 @@ class Loop:
                 self.recorder.scores(step, self._evaluate())
             stopping = result.stop and not last
             if last or stopping or step in self.branches or self._is_due(self.config.checkpoint.every, step):
-                self._save(step)
+                self._save(step, background=self.config.checkpoint.async_ and not (last or stopping))
             if stopping:
                 return self._stop(step)
         self._finish_saving()
@@ -79,13 +79,14 @@ class Loop:
             scores["held_out"] = sum(trained[1:], trained[0])
         return scores
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, background: bool) -> None:
         extra = {
             "scientific_hash": self.config.scientific_hash,
             "optimizer_steps": self.setup.engine.steps_taken,
             "topology": self.setup.groups.topology.describe(),
         }
-        self.saver.save(step, self.setup.state.held(), extra, before=self.recorder.before_checkpoint)
+        held = self.setup.state.held()
+        self.saver.save(step, held, extra, background=background, before=self.recorder.before_checkpoint)
 
     def _prune(self, step: int) -> None:
         """The checkpoint of ``step`` exists: delete those that it makes superfluous."""

@@ -157,3 +157,32 @@ def test_a_rank_reads_only_what_it_needs(
         state.read(Checkpoint(world(name).stored.folder))
         updated = sum(4 * (owned.master.numel() * (1 + len(owned.moments))) for owned in state.engine.slices())
         assert sum(read) == updated + sum(4 * buffer.values.numel() for buffer in state.buffers)
+
+
+def test_moments_of_experts_move_with_their_weights(world: Callable[[str], World], reference: Checkpoint) -> None:
+    """DeepSpeed#8147: weights of experts were cut for the new ranks, their Adam moments were those of other experts.
+
+    Every expert's weight and both moments are marked with its number, then spread in four other ways.
+    """
+    for name in ("ep2", "ep3", "tp2-ep2-dp2", "pp2-ep2"):
+        states = world(name).states
+        for state in states:
+            state.read(reference)
+            for owned in state.engine.slices():
+                for cut in state._cuts(owned.parameter, owned.start, owned.master.numel()):
+                    if ".experts." in cut.piece.name:
+                        number = float(cut.piece.name.split(".")[4])
+                        for offset, values in enumerate((owned.master, *owned.moments.values())):
+                            cut.write(values, torch.full(cut.piece.extent, 10 * number + offset))
+        stored = save_from(states, Path(world(name).stored.folder.parent) / "marked", 9)
+        for other in ("1", "ep2", "dp4"):
+            for state in world(other).states:
+                state.read(stored)
+                for owned in state.engine.slices():
+                    assert set(owned.moments) == {"exp_avg", "exp_avg_sq"}
+                    for cut in state._cuts(owned.parameter, owned.start, owned.master.numel()):
+                        if ".experts." in cut.piece.name:
+                            number = 10 * float(cut.piece.name.split(".")[4])
+                            assert (cut.read(owned.master) == number).all()
+                            assert (cut.read(owned.moments["exp_avg"]) == number + 1).all()
+                            assert (cut.read(owned.moments["exp_avg_sq"]) == number + 2).all()

@@ -9,8 +9,8 @@ from moescale.checkpoint.saver import Saver
 
 
 def save(root: Path, step: int, held: list[Held], extra: dict[str, Any]) -> None:
-    with Saver(root, background=False) as saver:
-        saver.save(step, held, extra)
+    with Saver(root) as saver:
+        saver.save(step, held, extra, background=False)
 
 
 def held_as(boxes: Iterable[Box]) -> list[Held]:
