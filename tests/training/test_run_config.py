@@ -170,6 +170,7 @@ UNSCIENTIFIC: list[dict[str, Any]] = [
     {"runtime": {"threads": 1}},
     {"logging": {"tensorboard": False}},
     {"checkpoint": {"every": 5}},
+    {"checkpoint": {"keep_every": 5, "async": False}},
     {"name": "other"},
     {"data": {"path": "/elsewhere"}},
     {"training": {"micro_batch": 2}},
@@ -218,6 +219,17 @@ def test_a_resolved_file_is_the_run(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run(MOE).model_dump(mode="json")))
     assert load_run(path) == run(MOE)
+
+
+def test_the_key_async_is_no_word_of_python(tmp_path: Path) -> None:
+    """In files, overrides and what is stored it is ``checkpoint.async``."""
+    import yaml
+
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run({"checkpoint": {"async": False}}).model_dump(mode="json")))
+    assert yaml.safe_load(path.read_text())["checkpoint"]["async"] is False
+    assert load_run(path).checkpoint.async_ is False
+    assert load_run(path, ["checkpoint.async=true"]).checkpoint.async_ is True
 
 
 def test_loading_names_the_run_after_its_file(tmp_path: Path) -> None:
