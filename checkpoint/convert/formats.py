@@ -152,7 +152,13 @@ class Format(Protocol):
         """
 
     def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> Iterable[Target]:
-        """Write configuration and tensors into the empty ``folder``; yields or returns every tensor written."""
+        """Write configuration and tensors into the empty ``folder``; yields or returns every tensor written.
+
+        Files that went to the disk are read back: a checksum in a `Target` is of what the disk gives.
+
+        Raises:
+            OSError: the disk is full or not writable, or gives back other bytes.
+        """
 
     def logits(self, path: Path, architecture: Architecture, tokens_BS: Tensor, dtype: DType, groups: Groups) -> Tensor:
         """``[B, S, vocab]`` float32: what the format's own code computes in fp32 from weights rounded to ``dtype``.

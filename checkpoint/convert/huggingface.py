@@ -6,6 +6,7 @@ vocabulary only, and a norm over all heads is flat. So a family (hf_mixtral.py .
 configuration and a table of names.
 """
 
+import errno
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,18 @@ from ..state import BUFFER
 from . import hf_glm4_moe, hf_llama, hf_mixtral, hf_olmoe, hf_qwen3_moe
 from .formats import Architecture, DType, Key, Reader, Setting, Stored, Target, logical_tensors
 from .hf_config import Keys
-from .tensor_files import DTYPES, INDEX, SINGLE, SPELLING, StreamedFile, TensorFiles, cast, index_of, shards_of
+from .tensor_files import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    SPELLING,
+    StreamedFile,
+    TensorFiles,
+    cast,
+    checksum,
+    index_of,
+    shards_of,
+)
 
 CONFIG = "config.json"
 # What tokenizers and text generation read beside the weights.
@@ -134,6 +146,7 @@ class HuggingFaceSource:
         self._tensors = TensorFiles(folder)
         self._places = places_of(family, self.architecture)
         self._left_out = dict(self._find_left_out())
+        self._sums: dict[str, int] = {}
         self._check_shapes()
 
     def _check_shapes(self) -> None:
@@ -177,10 +190,14 @@ class HuggingFaceSource:
 
     def whole(self, part: str, name: str) -> Tensor:
         place = self._places[part, name]
-        return place.to_logical(self._tensors.read(place.name))
+        stored = self._tensors.read(place.name)
+        if place.name not in self._sums:
+            self._sums[place.name] = checksum(stored)
+        return place.to_logical(stored)
 
     def checksum(self, stored: str) -> int:
-        return self._tensors.checksum(stored)
+        known = self._sums.get(stored)
+        return self._tensors.checksum(stored) if known is None else known
 
 
 class HuggingFace:
@@ -205,30 +222,43 @@ class HuggingFace:
         self.family.refuse(architecture)
         places_of(self.family, architecture)
 
-    def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> Iterator[Target]:
+    def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> list[Target]:
         """See `formats.Format`; buffers stay in fp32, as transformers keeps them."""
-        has = logical_tensors(architecture)
         content = {**self.family.write(architecture), "torch_dtype": str(DTYPES[SPELLING[dtype]]).split(".")[1]}
         write_atomically(folder / CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
-        places = {
-            place.name: (key, place) for key, place in places_of(self.family, self._with_bias(architecture)).items()
-        }
+        places = places_of(self.family, self._with_bias(architecture))
         planned = {
-            name: Stored(place.shape, "F32" if key[0] == BUFFER else SPELLING[dtype])
-            for name, (key, place) in places.items()
+            place.name: Stored(place.shape, "F32" if part == BUFFER else SPELLING[dtype])
+            for (part, _), place in places.items()
         }
         shards = shards_of(planned)
+        targets = list(self._write_shards(folder, architecture, read, places, shards))
+        if list(shards) != [SINGLE]:
+            write_atomically(folder / INDEX, index_of(shards))
+        there = TensorFiles(folder)
+        for target in targets:
+            if there.checksum(target.name) != target.checksum:
+                raise OSError(errno.EIO, f"{target.name} reads back otherwise than it was written", str(folder))
+        return targets
+
+    def _write_shards(
+        self,
+        folder: Path,
+        architecture: Architecture,
+        read: Reader,
+        places: Mapping[Key, Place],
+        shards: Mapping[str, Mapping[str, Stored]],
+    ) -> Iterator[Target]:
+        has, keys = logical_tensors(architecture), {place.name: key for key, place in places.items()}
         for file, group in shards.items():
             with StreamedFile(folder / file, group) as stream:
                 for name, stored in group.items():
-                    key, place = places[name]
+                    key = keys[name]
                     if key not in has:
                         yield Target(name, stored, stream.write(name, torch.zeros(stored.shape)), (), _NO_BIAS)
                         continue
-                    tensor = cast(place.to_stored(read(*key)), stored.dtype, name)
+                    tensor = cast(places[key].to_stored(read(*key)), stored.dtype, name)
                     yield Target(name, stored, stream.write(name, tensor), (key,))
-        if list(shards) != [SINGLE]:
-            write_atomically(folder / INDEX, index_of(shards))
 
     def _with_bias(self, found: Architecture) -> Architecture:
         """With the selection bias that the family always stores."""

@@ -24,7 +24,7 @@ from ...models.names import NameMap
 from ...moe.config import MoEConfig
 from ...parallel.groups import Groups
 from ..state import BUFFER, PARTS
-from ..storage import BadCheckpoint, Checkpoint, latest_good, write_whole
+from ..storage import BadCheckpoint, Checkpoint, folder_of, steps_in, write_whole
 from .formats import MASTER, Architecture, DType, Reader, Setting, Stored, Target, logical_tensors
 from .huggingface import FILES
 from .start import TRAINING_KEYS
@@ -51,6 +51,7 @@ class RunSource:
             for part in (*PARTS, BUFFER)
             for name, shape in checkpoint.tensors(part).items()
         }
+        self._sums: dict[str, int] = {}
         self._check_shapes(path)
 
     def _check_shapes(self, path: Path) -> None:
@@ -79,12 +80,17 @@ class RunSource:
 
     def whole(self, part: str, name: str) -> Tensor:
         try:
-            return self._checkpoint.whole(part, name)
+            tensor = self._checkpoint.whole(part, name)
         except BadCheckpoint as error:
             raise UserError(str(error)) from None
+        if f"{part}/{name}" not in self._sums:
+            self._sums[f"{part}/{name}"] = checksum(tensor)
+        return tensor
 
     def checksum(self, stored: str) -> int:
-        return checksum(self.whole(*stored.split("/", 1)))
+        if stored not in self._sums:
+            self.whole(*stored.split("/", 1))
+        return self._sums[stored]
 
 
 def _tokenizer_files(run: Path, content: Mapping[str, Any]) -> dict[str, Path]:
@@ -197,18 +203,17 @@ def _find(path: Path) -> tuple[Path, Checkpoint]:
 
     Raises:
         UserError: there is none.
-        BadCheckpoint: it is damaged; of a run's folder the latest good one serves.
+        BadCheckpoint: its manifest is damaged. Tensors are verified as they are read.
     """
     if (path / "manifest.json").is_file():
         run = path.resolve().parent.parent
         if not (run / CONFIG).is_file():
             raise UserError(f"{path}: a checkpoint without its run: {run / CONFIG} is missing")
         return run, Checkpoint(path)
-    checkpoint, complaints = latest_good(path / CHECKPOINTS)
-    if checkpoint is None:
-        said = f" ({'; '.join(complaints)})" if complaints else ""
-        raise UserError(f"{path / CHECKPOINTS}: holds no good checkpoint{said}")
-    return path, checkpoint
+    steps = steps_in(path / CHECKPOINTS)
+    if not steps:
+        raise UserError(f"{path / CHECKPOINTS}: holds no checkpoint")
+    return path, Checkpoint(folder_of(path / CHECKPOINTS, steps[-1]))
 
 
 def _stream(found: Architecture, read: Reader, targets: list[Target]) -> Iterator[tuple[str, str, Tensor]]:

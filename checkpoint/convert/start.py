@@ -32,20 +32,25 @@ def check_start(content: Mapping[str, Any], folder: Path, model: ModelConfig, mo
     Raises:
         UserError: a key that decides what the model computes differs: names it.
     """
-    sections = {"model": (ModelConfig, model), "moe": (MoEConfig, moe)}
-    for section, (kind, wanted) in sections.items():
-        given = content.get(section)
-        here = {} if given is None else validate(kind, given, f"{folder}: {section}").model_dump(exclude={"shape"})
-        there = {} if wanted is None else wanted.model_dump(exclude={"shape"})
-        if section == "moe" and here and there:
-            width = model.width
-            for side, config in ((here, validate(MoEConfig, given, str(folder))), (there, wanted)):
-                side["expert_width"] = config.width_of_expert(width)  # type: ignore[union-attr]
-                side.pop("granularity")
-        for key in here.keys() | there.keys():
-            name = f"{section}.{key}"
-            if name not in TRAINING_KEYS and here.get(key) != there.get(key):
-                raise UserError(
-                    f"{folder} holds a converted model with {name} ({here.get(key)}), not {there.get(key)}: let the "
-                    f"run file say extends: {folder / 'config.yaml'}, or choose another --out"
-                )
+    origin = str(folder / "config.yaml")
+    section = content.get("moe")
+    here = _meaning(
+        validate(ModelConfig, content["model"], f"{origin}: model"),
+        None if section is None else validate(MoEConfig, section, f"{origin}: moe"),
+    )
+    there = _meaning(model, moe)
+    for name in here | there:
+        if here.get(name) != there.get(name):
+            raise UserError(
+                f"{folder} holds a converted model with {name} ({here.get(name)}), not {there.get(name)}: let the run "
+                f"file say extends: {origin}, or choose another --out"
+            )
+
+
+def _meaning(model: ModelConfig, moe: MoEConfig | None) -> dict[str, Any]:
+    """Every key that decides what a model computes."""
+    keys = {f"model.{key}": value for key, value in model.model_dump(exclude={"shape"}).items()}
+    if moe is not None:
+        keys |= {f"moe.{key}": value for key, value in moe.model_dump(exclude={"granularity"}).items()}
+        keys["moe.expert_width"] = moe.width_of_expert(model.width)
+    return {name: value for name, value in keys.items() if name not in TRAINING_KEYS}

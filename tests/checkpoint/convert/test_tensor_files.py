@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +99,7 @@ for source, target, to in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
-def test_memory_is_that_of_the_largest_tensor(make_ours, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_memory_is_that_of_the_largest_tensor(make_ours: Callable[..., Any], tmp_path: Path) -> None:
     """88 MB in 128 experts a layer, the largest tensor 0.5 MB: both ways take a few of those, and not the model."""
     from moescale.models.config import ModelConfig
     from moescale.moe import MoEConfig

@@ -1,4 +1,4 @@
-"""Trains the run of a file, then converts it, in a process of its own: ``RUN.yaml FOLDER TARGET FORMAT``."""
+"""Trains the run of a file, and converts it, in a process of its own: ``RUN.yaml FOLDER [TARGET FORMAT]``."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,12 @@ from moescale.training.run import train
 
 
 def main() -> None:
-    file, folder, target, to = sys.argv[1:]
+    file, folder, *rest = sys.argv[1:]
     assert train(load_run(Path(file)), Path(folder), quiet=True) == 0
-    from moescale.checkpoint.convert.convert import convert
+    if rest:
+        from moescale.checkpoint.convert.convert import convert
 
-    convert(Path(folder), Path(target), to)
+        convert(Path(folder), Path(rest[0]), rest[1])
 
 
 if __name__ == "__main__":
