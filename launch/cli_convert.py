@@ -44,10 +44,11 @@ def convert(
     if as_json:
         print_json(ledger.as_json())
     else:
-        _show(ledger)
+        show(ledger)
 
 
-def _show(ledger: "Ledger") -> None:
+def show(ledger: "Ledger") -> None:
+    """What became of everything, for people: a table, then what needs saying."""
     from rich.table import Table
 
     table = Table("source tensors", "number", "stored as", "fate", "in the target")
