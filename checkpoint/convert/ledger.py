@@ -65,13 +65,17 @@ class Ledger:
         }
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """(tensors of the source, how many, shapes, fate, what they became), alike layers and experts together."""
+        """(tensors of the source, how many, shapes, fate, what they became), for people.
+
+        Alike layers and experts stand together, and so does what was left out for one reason.
+        """
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.entries:
             became = ", ".join(dict.fromkeys(_pattern(name) for name in entry.targets))
-            groups[_pattern(entry.name), entry.fate, became or entry.why].append(entry)
+            name = _pattern(entry.name) if became else ""
+            groups[name, entry.fate, became or entry.why].append(entry)
         return [
-            (name, str(len(members)), _shapes(members), fate, became)
+            (name or _first_and_last(members), str(len(members)), _shapes(members) if name else "", fate, became)
             for (name, fate, became), members in groups.items()
         ]
 
@@ -82,6 +86,11 @@ def _described(name: str, stored: Stored, checksum: int) -> dict[str, Any]:
 
 def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _first_and_last(entries: Sequence[Entry]) -> str:
+    first, last = entries[0].name, entries[-1].name
+    return first if first == last else f"{first} ... {last}"
 
 
 def _shapes(entries: Iterable[Entry]) -> str:
