@@ -22,6 +22,7 @@ from ...parallel.topology import Topology
 from ...parallel.world import Place, leave, start
 from ..state import BUFFER
 from .formats import Architecture, DType, Format, Key, Source, Target, logical_tensors
+from .hf_tokenizer import add_tokenizer
 from .huggingface import FAMILIES, HuggingFace
 from .ledger import Ledger, check_source, check_target, entries_of
 from .run_folder import RunFolder
@@ -82,6 +83,8 @@ def convert(
         ledger.targets = list(wanted.write(beside, opened.architecture, opened.whole, dtype))
         for name, path in opened.files.items():
             shutil.copyfile(path, beside / name)
+        if isinstance(wanted, HuggingFace):
+            ledger.files = sorted([*ledger.files, *add_tokenizer(beside)])
         reopened = wanted.open(beside, None if wanted.holds_configuration else opened.architecture)
         check_target(ledger.targets, opened, reopened)
         _compare_tensors(ledger.targets, opened, reopened, dtype)

@@ -5,14 +5,18 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moescale.base.errors import UserError
+from moescale.data.tokenizer import SPACE
 from moescale.scaling.record import read_record
 from moescale.training.config import load_run
 from moescale.training.run import train
@@ -79,18 +83,61 @@ def test_the_loss_is_the_evaluations(exported: Path) -> None:
     assert loss < math.log(330) - 0.5  # it has learned something
 
 
-def test_it_generates_text_of_its_corpus(exported: Path) -> None:
-    """From the tokenizer that went along: words that the corpus is made of."""
+def test_it_generates_text(exported: Path) -> None:
+    """With transformers alone, tokenizer included."""
+    from transformers import AutoTokenizer
+
+    model, tokenizer = load(exported), AutoTokenizer.from_pretrained(exported / "there")
+    assert model.config.eos_token_id == tokenizer.eos_token_id == 1
+    prompt = tokenizer("the model reads", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=24, do_sample=False)
+    text = tokenizer.decode(written[0])
+    assert text.startswith("the model reads")
+    assert len(text) > len("the model reads")
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    text=st.lists(
+        st.sampled_from(
+            ["the", "model", " ", "  ", "   ", "\n", "token", "ex", "</s>", "<unk>", "<0x41>", "é", "漢", "🎉"]
+        )
+        | st.text(max_size=6).filter(lambda t: SPACE not in t),
+        max_size=12,
+    ).map("".join)
+)
+def test_the_tokenizer_is_the_same(exported: Path, text: str) -> None:
+    """Token for token, texts that look like special tokens included; and every text comes back."""
+    ours, theirs = tokenizers(exported / "there")
+    tokens = theirs.encode(text, add_special_tokens=False)
+    assert tokens == ours.encode(text)
+    assert theirs.decode(tokens) == text
+
+
+@cache
+def tokenizers(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
     from moescale.data import Tokenizer
 
-    tokenizer = Tokenizer.load(exported / "there" / "tokenizer.model")
-    model = load(exported)
-    assert model.config.eos_token_id == tokenizer.eod
-    prompt = torch.tensor([tokenizer.encode("the model reads")])
-    written = model.generate(prompt, max_new_tokens=24, do_sample=False)
-    assert written.shape == (1, prompt.shape[1] + 24)
-    assert torch.equal(written[:, : prompt.shape[1]], prompt)
-    assert tokenizer.decode(written[0].tolist()).startswith("the model reads")
+    return Tokenizer.load(folder / "tokenizer.model"), AutoTokenizer.from_pretrained(folder)
+
+
+def test_other_sentencepiece_models_are_not_approximated(tmp_path: Path) -> None:
+    import sentencepiece
+
+    from moescale.checkpoint.convert.hf_tokenizer import add_tokenizer
+
+    lines = [" ".join(random.Random(n).choices(["reads", "a", "token", "and", "sends"], k=9)) for n in range(60)]
+    for number, options in enumerate(({"model_type": "unigram"}, {"model_type": "bpe"})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with (folder / "tokenizer.model").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines), model_writer=file, vocab_size=16, minloglevel=2, **options
+            )
+        assert add_tokenizer(folder) == []
+        assert [path.name for path in folder.iterdir()] == ["tokenizer.model"]
 
 
 def test_a_run_starts_from_it(exported: Path, convert: Callable[..., Any], tmp_path: Path) -> None:
