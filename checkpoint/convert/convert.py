@@ -1,7 +1,7 @@
 """``moescale convert``: from any format to any other, through logical tensors, with every tensor accounted for.
 
 The target is written beside, reopened from the disk, compared with the source tensor by tensor and logits by logits,
-and only then renamed into place. Tensors stream: memory holds one, or what one is fused from. Only the comparison of
+and only then renamed into place. Tensors stream: memory holds a few of them. Only the comparison of
 logits needs a whole model, the source's first and then the target's.
 """
 

@@ -32,6 +32,7 @@ from .tensor_files import (
     SPELLING,
     StreamedFile,
     TensorFiles,
+    ahead,
     cast,
     checksum,
     index_of,
@@ -236,8 +237,8 @@ class HuggingFace:
         if list(shards) != [SINGLE]:
             write_atomically(folder / INDEX, index_of(shards))
         there = TensorFiles(folder)
-        for target in targets:
-            if there.checksum(target.name) != target.checksum:
+        for target, found in zip(targets, ahead(there.checksum, [t.name for t in targets]), strict=True):
+            if found != target.checksum:
                 raise OSError(errno.EIO, f"{target.name} reads back otherwise than it was written", str(folder))
         return targets
 
@@ -250,15 +251,18 @@ class HuggingFace:
         shards: Mapping[str, Mapping[str, Stored]],
     ) -> Iterator[Target]:
         has, keys = logical_tensors(architecture), {place.name: key for key, place in places.items()}
+
+        def value(item: tuple[str, Stored]) -> Tensor:
+            (name, stored), key = item, keys[item[0]]
+            if key not in has:
+                return torch.zeros(stored.shape)
+            return cast(places[key].to_stored(read(*key)), stored.dtype, name)
+
         for file, group in shards.items():
             with StreamedFile(folder / file, group) as stream:
-                for name, stored in group.items():
-                    key = keys[name]
-                    if key not in has:
-                        yield Target(name, stored, stream.write(name, torch.zeros(stored.shape)), (), _NO_BIAS)
-                        continue
-                    tensor = cast(places[key].to_stored(read(*key)), stored.dtype, name)
-                    yield Target(name, stored, stream.write(name, tensor), (key,))
+                for (name, stored), tensor in zip(group.items(), ahead(value, group.items()), strict=True):
+                    logical, why = ((keys[name],), "") if keys[name] in has else ((), _NO_BIAS)
+                    yield Target(name, stored, stream.write(name, tensor), logical, why)
 
     def _with_bias(self, found: Architecture) -> Architecture:
         """With the selection bias that the family always stores."""

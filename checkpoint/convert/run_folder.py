@@ -28,7 +28,7 @@ from ..storage import BadCheckpoint, Checkpoint, folder_of, steps_in, write_whol
 from .formats import MASTER, Architecture, DType, Reader, Setting, Stored, Target, logical_tensors
 from .huggingface import FILES
 from .start import TRAINING_KEYS
-from .tensor_files import DTYPES, SPELLING, checksum
+from .tensor_files import DTYPES, SPELLING, ahead, checksum
 
 NAME = "moescale"
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
@@ -217,8 +217,8 @@ def _find(path: Path) -> tuple[Path, Checkpoint]:
 
 
 def _stream(found: Architecture, read: Reader, targets: list[Target]) -> Iterator[tuple[str, str, Tensor]]:
-    for key, shape in logical_tensors(found).items():
-        tensor = read(*key).float()
+    shapes = logical_tensors(found)
+    for (key, shape), tensor in zip(shapes.items(), ahead(lambda key: read(*key).float(), shapes), strict=True):
         targets.append(Target("/".join(key), Stored(shape, "F32"), checksum(tensor), (key,)))
         yield (*key, tensor)
 

@@ -1,4 +1,4 @@
-"""Safetensors files on disk, read tensor by tensor and written as a stream: one tensor in memory at a time.
+"""Safetensors files on disk, read tensor by tensor and written as a stream: a few tensors in memory at a time.
 
 The format is eight bytes of header length, a JSON header with each tensor's dtype, shape and offsets, then the bytes
 (https://github.com/huggingface/safetensors). Its own ``save_file`` wants all tensors of a file at once.
@@ -8,9 +8,10 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,27 +24,30 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 4 << 30
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPELLING: dict[DType, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 class _Sums:
-    """Remembers the last tensor's checksum: what is written as it was read is summed once."""
+    """Remembers the checksums of the last two tensors: what is written as it was read is summed once."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, int, int] | None = None
+        self._last: tuple[tuple[Tensor, int, int], ...] = ()
 
     def of(self, tensor: Tensor) -> int:
-        if self._last is not None:
-            known, version, value = self._last  # the reference keeps its memory from being given to another
+        # References to the tensors keep their memory from being given to others.
+        for known, version, value in self._last:
             same = known.data_ptr() == tensor.data_ptr() and known.nbytes == tensor.nbytes
             if same and known.dtype == tensor.dtype and version == known._version and tensor.is_contiguous():
                 return value
         value = zlib.crc32(_bytes(tensor))
-        self._last = (tensor, tensor._version, value) if tensor.is_contiguous() else None
+        if tensor.is_contiguous():
+            self._last = (*self._last[-1:], (tensor, tensor._version, value))
         return value
 
     def forget(self) -> None:
-        self._last = None
+        self._last = ()
 
 
 _sums = _Sums()
@@ -51,8 +55,21 @@ forget_last = _sums.forget
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes, row-major. Holds on to the tensor until the next one, or `forget_last`."""
+    """CRC-32 of a tensor's bytes, row-major. Holds on to the tensor until two others came, or `forget_last`."""
     return _sums.of(tensor)
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``work`` of each item, in order; the next one's is done by another thread while the caller uses this one's."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[Result] | None = None
+        for item in items:
+            following = thread.submit(work, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _bytes(tensor: Tensor) -> memoryview:
