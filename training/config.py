@@ -20,7 +20,7 @@ BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
 # Keys that came after runs had been named by their hashes: left out of them where they change nothing.
-LATER = {"model": ("norm_eps", "rotary_fraction", "qkv_bias")}
+LATER = {"model": ("norm_eps", "rotary_fraction", "qkv_bias"), "checkpoint": ("keep_every", "async_")}
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -217,11 +217,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def _content(self, exclude: set[str]) -> dict[str, Any]:
         """What is hashed: every key that was always there, and later ones that differ from their default."""
         content = self.model_dump(mode="json", exclude=exclude)
-        for section, keys in LATER.items():
+        for section in LATER.keys() & content.keys():
             fields = type(getattr(self, section)).model_fields
-            for key in keys:
-                if content[section][key] == fields[key].default:
-                    del content[section][key]
+            for key in LATER[section]:
+                spelled = fields[key].alias or key
+                if content[section][spelled] == fields[key].default:
+                    del content[section][spelled]
         return content
 
 

@@ -203,6 +203,7 @@ def test_keys_that_came_later_leave_names_as_they_were() -> None:
     """Hashes that an older version gave, which its records hold; a later key counts where it changes something."""
     assert run().scientific_hash == "f96419656cf29c95"
     assert run(MOE).scientific_hash == "23303ba833c706e5"
+    assert run().config_hash == "cae043a5a5eb871c"
     later = ({"norm_eps": 1e-6}, {"rotary_fraction": 0.5}, {"qkv_bias": True}, {"rope_base": 10_000.5})
     assert len({run().scientific_hash, *(run({"model": keys}).scientific_hash for keys in later)}) == 5
 

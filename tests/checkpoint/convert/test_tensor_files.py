@@ -3,6 +3,7 @@
 import ctypes
 import re
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,46 @@ def test_shards() -> None:
     assert list(shards_of(planned, 80)) == [f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]
     assert list(shards_of(planned, 320)) == ["model.safetensors"]
     assert '"total_size": 320' in index_of(shards_of(planned, 80))
+
+
+def test_reading_ahead_keeps_the_order_and_the_errors() -> None:
+    """One item ahead, never more: memory holds what is used and what comes next."""
+    from moescale.checkpoint.convert.tensor_files import ahead
+
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 7:
+            raise ValueError("seven")
+        return 10 * number
+
+    assert list(ahead(work, range(4))) == [0, 10, 20, 30]
+    assert list(ahead(work, [])) == []
+    begun.clear()
+    for found in ahead(work, range(5)):
+        assert len(begun) <= found // 10 + 2
+    results = ahead(work, [6, 7, 8])
+    assert next(results) == 60
+    with pytest.raises(ValueError, match="seven"):
+        next(results)
+
+
+def test_a_checksum_follows_the_bytes() -> None:
+    """A changed tensor, another tensor in the same memory and another dtype are never taken for the last ones."""
+    from moescale.checkpoint.convert.tensor_files import checksum
+
+    tensor = torch.arange(12, dtype=torch.float32)
+    for other in (tensor, tensor.view(3, 4), tensor.view(torch.int32)):
+        assert checksum(other) == zlib.crc32(tensor.numpy().tobytes())
+    tensor[3] = -1
+    assert checksum(tensor) == zlib.crc32(tensor.numpy().tobytes())
+    assert checksum(tensor.view(3, 4).t()) == zlib.crc32(tensor.view(3, 4).t().contiguous().numpy().tobytes())
+    assert checksum(tensor[:6]) == zlib.crc32(tensor[:6].numpy().tobytes())
+    seen = set()
+    for number in range(20):
+        seen.add(checksum(torch.full((1000,), float(number))))
+    assert len(seen) == 20
 
 
 def held() -> int:
