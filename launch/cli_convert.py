@@ -19,13 +19,20 @@ def register(app: typer.Typer) -> None:
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="a run's folder, one of its checkpoints, or a model")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="a folder that does not exist yet")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="moescale, hf-llama, hf-mixtral ...")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="moescale, megatron, hf-llama, hf-mixtral ...")],
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="what parameters are rounded to")
     ] = "fp32",
     config: Annotated[
         Path | None, typer.Option("--config", metavar="RUN.yaml", help="the architecture, where SRC does not hold it")
     ] = None,
+    upcycle: Annotated[
+        Path | None,
+        typer.Option("--upcycle", metavar="RUN.yaml", help="make a dense SRC the mixture of this moe section"),
+    ] = None,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0, help="with --upcycle: std of what is added to experts, over their own")
+    ] = 0.0,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="do not compare logits, which takes both models in memory")
     ] = False,
@@ -38,9 +45,11 @@ def convert(
         install()  # before Megatron is imported
         from ..checkpoint.convert.convert import convert as convert_folder
         from ..checkpoint.convert.run_folder import given_architecture
+        from ..checkpoint.upcycle import load_upcycling
 
         given = None if config is None else given_architecture(config)
-        ledger = convert_folder(source, target, to, dtype=dtype, given=given, check=not no_check)
+        upcycling = None if upcycle is None else load_upcycling(upcycle, noise)
+        ledger = convert_folder(source, target, to, dtype=dtype, given=given, upcycling=upcycling, check=not no_check)
     if as_json:
         print_json(ledger.as_json())
     else:
@@ -67,7 +76,7 @@ def show(ledger: "Ledger") -> None:
     if logits["compared"]:
         said = f"logits agree to {logits['largest_difference']:.1e} (the largest is {logits['largest']:.3g})"
     else:
-        said = "logits were not compared (--no-check)"
+        said = f"logits were not compared ({logits['why']})"
     converted = sum(entry.fate == "converted" for entry in ledger.entries)
     left = len(ledger.entries) - converted
     print(f"{ledger.target['path']}: {converted} tensors converted, {left} left out, none lost; {said}")

@@ -21,10 +21,12 @@ from ...parallel.groups import Groups
 from ...parallel.topology import Topology
 from ...parallel.world import Place, leave, start
 from ..state import BUFFER
+from ..upcycle import Upcycled, Upcycling
 from .formats import Architecture, DType, Format, Key, Source, Target, logical_tensors
 from .hf_tokenizer import add_tokenizer
 from .huggingface import FAMILIES, HuggingFace
 from .ledger import Ledger, check_source, check_target, entries_of
+from .megatron import Megatron
 from .run_folder import RunFolder
 from .tensor_files import SPELLING, cast, forget_last
 
@@ -32,7 +34,8 @@ LEDGER = "ledger.json"
 TOLERANCE = 1e-4  # largest difference of logits over the largest logit; rounding in fp32 gives 1e-6
 _COMPARED = (2, 64)  # sequences and tokens of each
 
-FORMATS: tuple[Format, ...] = (RunFolder(), *(HuggingFace(family) for family in FAMILIES))
+FORMATS: tuple[Format, ...] = (RunFolder(), Megatron(), *(HuggingFace(family) for family in FAMILIES))
+Side = tuple[Format, Path, Architecture]
 
 
 def convert(
@@ -42,6 +45,7 @@ def convert(
     *,
     dtype: DType = "fp32",
     given: Architecture | None = None,
+    upcycling: Upcycling | None = None,
     check: bool = True,
     groups: Groups | None = None,
 ) -> Ledger:
@@ -51,6 +55,7 @@ def convert(
         to: name of the target's format.
         dtype: what parameters are rounded to; a checkpoint of moescale is fp32.
         given: the architecture, for sources that do not hold it.
+        upcycling: makes a mixture of the dense model in ``source`` on the way.
         check: compare logits.
         groups: of a world of one rank; default: one is made for the comparison.
 
@@ -62,11 +67,12 @@ def convert(
         raise UserError(f"{target}: exists already; choose another place, or remove it")
     wanted = _named(to)
     origin = _recognised(source)
-    if given is not None and origin.holds_configuration:
+    if given is not None and not origin.takes_configuration:
         raise UserError(f"--config: {source} ({origin.name}) holds its own configuration; leave it out")
-    if given is None and not origin.holds_configuration:
-        raise UserError(f"{source} ({origin.name}) does not say what it is a model of: give --config RUN.yaml")
-    opened = origin.open(source, given)
+    opened: Source = origin.open(source, given)
+    before = opened.architecture
+    if upcycling is not None:
+        opened = Upcycled(opened, upcycling)
     wanted.refuse(opened.architecture)
     uses = check_source(opened, str(source))
     beside = target.resolve().parent / f".{target.name}.tmp"
@@ -85,15 +91,18 @@ def convert(
             shutil.copyfile(path, beside / name)
         if isinstance(wanted, HuggingFace):
             ledger.files = sorted([*ledger.files, *add_tokenizer(beside)])
-        reopened = wanted.open(beside, None if wanted.holds_configuration else opened.architecture)
+        reopened = wanted.open(beside, None)
         check_target(ledger.targets, opened, reopened)
         _compare_tensors(ledger.targets, opened, reopened, dtype)
         ledger.entries = entries_of(opened, uses, ledger.targets)
-        if check:
-            with _world(groups) as ours:
-                ledger.logits = _compare_logits((origin, source), (wanted, beside), opened.architecture, dtype, ours)
-        else:
+        if not check:
             ledger.logits = {"compared": False, "why": "--no-check"}
+        elif upcycling is not None and upcycling.noise:
+            ledger.logits = {"compared": False, "why": "--noise changes them"}
+        else:
+            with _world(groups) as ours:
+                sides = (origin, source, before), (wanted, beside, opened.architecture)
+                ledger.logits = _compare_logits(*sides, dtype, ours)
         write_atomically(beside / LEDGER, json.dumps(ledger.as_json(), indent=1) + "\n")
         beside.rename(target)
         sync(target.resolve().parent)
@@ -152,19 +161,18 @@ def _compare_tensors(written: Sequence[Target], source: Source, target: Source, 
             raise RuntimeError(f"{'/'.join(key)} reads back from the target with other values")
 
 
-def _compare_logits(
-    source: tuple[Format, Path], target: tuple[Format, Path], found: Architecture, dtype: DType, groups: Groups
-) -> dict[str, Any]:
+def _compare_logits(source: Side, target: Side, dtype: DType, groups: Groups) -> dict[str, Any]:
     """What the ledger says of both sides' logits on the same tokens.
 
     Raises:
         UserError: they differ.
     """
     batches, length = _COMPARED
+    found = source[2]
     length = min(length, found.model.max_seq or length)
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(0, found.vocab, (batches, length), generator=generator)
-    one, other = (side.logits(path, found, tokens_BS, dtype, groups) for side, path in (source, target))
+    one, other = (side.logits(path, found, tokens_BS, dtype, groups) for side, path, found in (source, target))
     largest, difference = one.abs().max().item(), (one - other).abs().max().item()
     if not difference <= TOLERANCE * largest:  # NaN differs too
         raise UserError(

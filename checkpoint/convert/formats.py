@@ -125,11 +125,12 @@ class Format(Protocol):
     """One of the names that ``--to`` takes.
 
     Attributes:
-        holds_configuration: whether its files tell the whole architecture; otherwise the user gives it (``--config``).
+        takes_configuration: whether the user may give the architecture (``--config``); where a source's files do not
+            tell it, its `open` asks for it.
     """
 
     name: str
-    holds_configuration: bool
+    takes_configuration: bool
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` looks like this format. Exactly one format recognises a readable source."""

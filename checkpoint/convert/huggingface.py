@@ -204,7 +204,7 @@ class HuggingFaceSource:
 class HuggingFace:
     """A family of transformers as a `formats.Format`."""
 
-    holds_configuration = True
+    takes_configuration = False
 
     def __init__(self, family: Family):
         self.family = family

@@ -1,13 +1,14 @@
 """The format ``megatron``: distributed checkpoints (``torch_dist``) of Megatron-core 0.16, dense and mixture.
 
 A folder is one checkpoint, or what Megatron-LM makes: ``latest_checkpointed_iteration.txt`` beside ``iter_0001000`` or
-``release``. Such a folder with ``release`` is what is written, arguments included, so that Megatron-LM's ``--load`` takes
-it; Megatron-core's ``dist_checkpointing.load`` takes the ``release`` folder.
+``release``. Such a folder with ``release`` is what is written, with arguments, as Megatron-LM's ``--load`` wants it;
+Megatron-core's ``dist_checkpointing.load`` takes the ``release`` folder.
 """
 
 import argparse
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .unpickle import Record
 
 NAME = "megatron"
 TRACKER, RELEASE = "latest_checkpointed_iteration.txt", "release"
+_EMBEDDING = "embedding.word_embeddings.weight"
 _OURS = "moescale"  # our entry of common.pt: what Megatron-LM has no argument for
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state")
 _TWICE = "the same norm, under the name that local specs have for it"
@@ -146,16 +148,20 @@ def _architecture(
             found = given
     elif given is not None:
         found, settings = given, [Setting("--config", "sections model and moe", "translated")]
+        if not found.vocab:
+            found = replace(
+                found, vocab=checkpoint.tensors[_EMBEDDING].shape[0] if _EMBEDDING in checkpoint.tensors else 1
+            )
     else:
         raise UserError(
-            f"{origin}: holds tensors and no arguments (common.pt of Megatron-LM has them), so nobody knows its heads or "
-            "its rotary base: give --config RUN.yaml with the model and moe sections that it was trained with"
+            f"{origin}: holds tensors and no arguments (common.pt of Megatron-LM has them), so nobody knows its heads "
+            "or its rotary base: give --config RUN.yaml with the model and moe sections that it was trained with"
         )
     if checkpoint.objects:
         why = "state that layers keep beside their weights (of fp8); it is not read"
         settings.append(Setting("objects", len(checkpoint.objects), "without effect", why))
     if isinstance(ours, dict) and isinstance(ours.get("special"), dict):
-        found = Architecture(found.model, found.moe, found.vocab, ours["special"])
+        found = replace(found, special=ours["special"])
     return found, settings
 
 
@@ -163,6 +169,7 @@ class Megatron:
     """Megatron-core's distributed checkpoints as a `formats.Format`."""
 
     name = NAME
+    takes_configuration = True
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` is a distributed checkpoint, or a folder of Megatron-LM's with one."""

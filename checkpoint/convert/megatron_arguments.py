@@ -60,7 +60,8 @@ _NEEDED = ("normalization", "swiglu", "add_bias_linear")
 _TRANSLATED = {
     "num_layers", "hidden_size", "num_attention_heads", "group_query_attention", "num_query_groups", "kv_channels",
     "ffn_hidden_size", "untie_embeddings_and_output_weights", "qk_layernorm", "norm_epsilon", "layernorm_epsilon",
-    "rotary_base", "rotary_percent", "add_qkv_bias", "max_position_embeddings", "vocab_size", "padded_vocab_size", "num_experts",
+    "rotary_base", "rotary_percent", "add_qkv_bias", "max_position_embeddings", "vocab_size", "padded_vocab_size",
+    "num_experts",
     "moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_layer_freq",
     "moe_router_score_function", "moe_router_pre_softmax", "moe_router_topk_scaling_factor", "moe_router_num_groups",
     "moe_router_group_topk", "moe_router_enable_expert_bias", "moe_router_bias_update_rate",

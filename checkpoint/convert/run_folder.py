@@ -123,7 +123,7 @@ def _architecture(
 
 
 def given_architecture(path: Path) -> Architecture:
-    """The architecture that a run file describes (``--config``); its data section tells the vocabulary.
+    """The architecture that a run file describes (``--config``); its data section tells the vocabulary, 0 without one.
 
     Raises:
         UserError: anything wrong with the file.
@@ -131,7 +131,7 @@ def given_architecture(path: Path) -> Architecture:
     content = load_yaml(path)
     if "model" not in content:
         raise UserError(f"{path}: has no model section")
-    return _architecture(str(path), content, {}, {})
+    return _architecture(str(path), content, {} if "data" in content else {"vocab": 0}, {})
 
 
 def _settings(found: Architecture) -> Iterator[Setting]:
@@ -149,7 +149,7 @@ class RunFolder:
     """moescale's own folders as a `formats.Format`."""
 
     name = NAME
-    holds_configuration = True
+    takes_configuration = False
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` is a run's folder, or one checkpoint inside one."""
