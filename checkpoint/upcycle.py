@@ -6,7 +6,7 @@ expert j holds slice j mod G of the hidden units, and the G experts of each virt
 router. Their scores are equal, so a token's K visits go to whole groups, K / G of them, and each group together is the
 dense layer.
 
-The weights of a token's visits sum to 1 where the score is normalized; a group's share of that is spread evenly over its
+The weights of a token's visits sum to 1 where the score is normalized; a group's share is spread evenly over its
 G members, so what the experts write is multiplied by G (over ``moe.weight_scale``) to give back what the dense layer
 wrote. Other scores sum to what the router happens to say, and no constant could mend that: they are refused.
 """
