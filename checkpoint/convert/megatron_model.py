@@ -85,7 +85,7 @@ def transformer_config(found: Architecture, **changes: Any) -> TransformerConfig
             "activation_func": F.silu,
             "num_moe_experts": arguments["num_experts"],
             "moe_aux_loss_coeff": arguments.get("moe_aux_loss_coeff", 0.0),
-            "moe_token_dispatcher_type": "alltoall",
+            "moe_token_dispatcher_type": "allgather",  # the other one wants CUDA streams
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,
             "bias_activation_fusion": False,
