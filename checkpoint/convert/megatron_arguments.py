@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ...base.errors import UserError
 from ...models.config import ModelConfig
+from ...models.counts import mixture_layers
 from ...moe.config import MoEConfig
 from .formats import Architecture, Setting
 
@@ -21,6 +22,7 @@ from .formats import Architecture, Setting
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "normalization": ("RMSNorm",),
     "swiglu": (True,),
+    "gated_linear_unit": (True,),
     "position_embedding_type": ("rope",),
     "add_bias_linear": (False,),
     "rotary_interleaved": (False,),
@@ -61,7 +63,7 @@ _TRANSLATED = {
     "num_layers", "hidden_size", "num_attention_heads", "group_query_attention", "num_query_groups", "kv_channels",
     "ffn_hidden_size", "untie_embeddings_and_output_weights", "qk_layernorm", "norm_epsilon", "layernorm_epsilon",
     "rotary_base", "rotary_percent", "add_qkv_bias", "max_position_embeddings", "vocab_size", "padded_vocab_size",
-    "num_experts",
+    "num_experts", "num_moe_experts",
     "moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_layer_freq",
     "moe_router_score_function", "moe_router_pre_softmax", "moe_router_topk_scaling_factor", "moe_router_num_groups",
     "moe_router_group_topk", "moe_router_enable_expert_bias", "moe_router_bias_update_rate",
@@ -75,12 +77,24 @@ _NEUTRAL = re.compile(
     r"attention_softmax_in_fp32|apply_query_key_layer_scaling|fp32_residual|persist_layer_norm|memory_efficient|"
     r"calculate_per_token_loss|config_logger|transformer_impl|inference|flash_decode|timers|_func$|autocast|wgrad|"
     r"account_for|mtp_loss|test_mode|use_te|symmetric_ar|disable_|clone_scatter|cp_comm|cross_entropy|use_ring|"
-    r"max_seqlen|ep_overlap|distribute_saved|qk_clip|log_max|quant_recipe|batch_invariant|sequence_parallel"
+    r"max_seqlen|ep_overlap|distribute_saved|qk_clip|log_max|quant_recipe|batch_invariant|sequence_parallel|"
+    r"barrier|tp_only|kitchen|routing_replay|hetereogenous_dist|"
+    r"mamba_|linear_(conv|key|value|num)|dsa_|mtp_|window_attn"  # act only with what is refused above
 )
 _BALANCE = {"aux_loss": "micro_batch", "seq_aux_loss": "sequence", "none": "none"}
 # Sections' keys that do not change what a model computes from tokens.
 _UNSEEN_MODEL = {"shape", "max_seq", "init_std", "vocab_multiple"}
-_UNSEEN_MOE = {"granularity", "expert_width", "jitter", "balance", "aux_loss", "z_loss", "bias_rate"}
+_UNSEEN_MOE = {
+    "granularity",
+    "expert_width",
+    "jitter",
+    "balance",
+    "aux_loss",
+    "z_loss",
+    "bias_rate",
+    "first_dense",
+    "every",
+}
 
 
 def architecture_of(arguments: Mapping[str, Any], origin: str) -> tuple[Architecture, list[Setting]]:
@@ -341,6 +355,7 @@ def check_agree(found: Architecture, given: Architecture, origin: str) -> None:
         keys = [key for key in MoEConfig.model_fields if key not in _UNSEEN_MOE]
         pairs += [(f"moe.{key}", getattr(given.moe, key), getattr(found.moe, key)) for key in keys]
         pairs.append(("moe.expert_width", given.moe.width_of_expert(width), found.moe.width_of_expert(width)))
+        pairs.append(("mixture layers", mixture_layers(given.model, given.moe), mixture_layers(found.model, found.moe)))
         pairs.append(("moe.bias_rate above 0", given.moe.bias_rate > 0, found.moe.bias_rate > 0))
     for key, ours, theirs in pairs:
         if ours != theirs:

@@ -8,7 +8,6 @@ no tensor (the arguments of a run of Megatron-LM); ``metadata.json`` names the f
 import itertools
 import json
 import mmap
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ...base.errors import UserError
 from .megatron_metadata import KINDS, METADATA, PATH_NAMES, Chunk, read_metadata
-from .torch_zip import TENSOR_NAMES, TorchZip, map_file
+from .torch_zip import TENSOR_NAMES, TorchZip, crc32, map_file
 
 COMMON, CONFIG = "common.pt", "metadata.json"
 # What megatron-core registers as safe for torch.load (its safe_globals.py), and dtypes.
@@ -83,7 +82,8 @@ class DistCheckpoint:
         tensor = self.tensors[name]
         dtype = getattr(torch, tensor.dtype)
         values = torch.empty(extent, dtype=dtype)
-        filled, seen = 0, []
+        filled = 0
+        seen: list[tuple[slice, ...]] = []
         cells = itertools.product(*(range(s, s + n) for s, n in zip(start[:-2], extent[:-2], strict=True)))
         for chunk in dict.fromkeys(c for cell in cells for c in tensor.cells.get(cell, [])):
             cut = _overlap(start, extent, chunk)
@@ -123,7 +123,7 @@ class DistCheckpoint:
         tail = tensor.shape[-2:]
         for cell in tensor.leading():
             part = self.box(name, (*cell, *(0 for _ in tail)), (*(1 for _ in cell), *tail))
-            crc = zlib.crc32(part.reshape(-1).view(torch.uint8).numpy(), crc)
+            crc = crc32(part, crc)
         return crc
 
 

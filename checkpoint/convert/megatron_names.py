@@ -132,7 +132,10 @@ class Naming:
             yield replace(place, name=name, leading=place.leading[:-1], counts=place.counts[:-1])
 
     def _place(self, item: Item, suffix: str, stacked: bool) -> Place:
-        leading, counts = ((item.layer,), (self.model.layers,)) if stacked else ((), ())
+        leading: tuple[int, ...] = ()
+        counts: tuple[int, ...] = ()
+        if stacked and item.layer is not None:
+            leading, counts = (item.layer,), (self.model.layers,)
         if item.expert is not None:
             assert self.moe is not None
             leading, counts = (*leading, item.expert), (*counts, self.moe.experts)

@@ -3,11 +3,9 @@
 The reader on Megatron's side takes any grid of boxes, so the layout of the ranks that will load it does not matter.
 """
 
-import io
 import json
 import os
 import pickle
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from .megatron_files import COMMON, CONFIG
 from .megatron_metadata import METADATA
+from .torch_zip import crc32
 
 SHARD_BYTES = 1 << 30
 
@@ -68,7 +67,7 @@ class DistWriter:
         place = self._append(values)
         self._places[MetadataIndex(name, start, len(stored.chunks))] = place
         stored.chunks.append(ChunkStorageMetadata(torch.Size(start), values.shape))
-        self._crc[name] = zlib.crc32(values.reshape(-1).view(torch.uint8).numpy(), self._crc.get(name, 0))
+        self._crc[name] = crc32(values, self._crc.get(name, 0))
 
     def add_nothing(self, name: str) -> None:
         """An object that holds nothing, for what a loading model asks for by this name (its ``_extra_state``)."""
@@ -92,12 +91,7 @@ class DistWriter:
             self._file = (self.folder / f"__0_{self._shards}.distcp").open("wb")
             self._shards += 1
         name, start = Path(self._file.name).name, self._file.tell()
-        if isinstance(value, Tensor):
-            torch.save(value, self._file)
-        else:
-            content = io.BytesIO()
-            torch.save(value, content)
-            self._file.write(content.getbuffer())
+        torch.save(value, self._file)
         place = _StorageInfo(name, start, self._file.tell() - start)
         if self._file.tell() >= SHARD_BYTES:
             self._end_shard()

@@ -185,6 +185,11 @@ class _Window(io.RawIOBase):
         return count
 
 
+def crc32(tensor: Tensor, before: int = 0) -> int:
+    """CRC-32 of a tensor's bytes, row-major, following on what came before."""
+    return zlib.crc32(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()), before)
+
+
 def map_file(path: Any) -> mmap.mmap:
     """A file mapped into memory for reading.
 

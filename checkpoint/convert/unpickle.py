@@ -67,6 +67,7 @@ class _Reader(pickle._Unpickler):
     """Python's own machine with fewer instructions, the calling ones replaced."""
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {}
+    stack: list[Any]
 
     def __init__(self, content: bytes, allowed: Container[str], persistent: Callable[[Any], Any] | None):
         super().__init__(io.BytesIO(content))

@@ -288,3 +288,37 @@ def test_names_of_experts_are_those_of_the_layers(mixture: Path) -> None:
     names = DistCheckpoint(mixture / "release").tensors
     assert names["decoder.layers.mlp.experts.experts.linear_fc1.weight"].shape == (2, 6, 48, 32)
     assert not [name for name in names if re.search(r"\.\d+\.", name)]
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])  # type: ignore[index]
+
+
+def test_memory_holds_one_tensor_and_what_it_is_fused_from(tmp_path: Path) -> None:
+    """A model of 80 MB, whose largest fused tensor has 0.6 MB, both ways."""
+    from moescale.checkpoint.convert.megatron import Megatron, MegatronSource
+
+    found = Architecture(
+        ModelConfig(layers=12, width=128, heads=4, ffn=256, tied=True),
+        MoEConfig(experts=12, active=2, expert_width=360, score="softmax_normalized"),
+        VOCAB,
+    )
+    shapes = logical_tensors(found)
+    zeros = {shape: torch.zeros(shape) for shape in set(shapes.values())}
+    before = anonymous_bytes()
+    largest = 0
+
+    def read(part: str, name: str) -> Tensor:
+        nonlocal largest
+        largest = max(largest, anonymous_bytes() - before)
+        return zeros[shapes[part, name]].clone()
+
+    written = list(Megatron().write(tmp_path, found, read, "fp32"))
+    assert sum(4 * torch.Size(target.stored.shape).numel() for target in written) > 80e6
+    source = MegatronSource(tmp_path, None)
+    for key in shapes:
+        source.whole(*key)
+        largest = max(largest, anonymous_bytes() - before)
+    assert largest < 8e6
