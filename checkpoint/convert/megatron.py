@@ -6,6 +6,7 @@ Megatron-core's ``dist_checkpointing.load`` takes the ``release`` folder.
 """
 
 import argparse
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -185,7 +186,7 @@ class Megatron:
         """See `formats.Format`."""
         check_expressible(architecture)
 
-    def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> Iterator[Target]:
+    def write(self, folder: Path, architecture: Architecture, read: Reader, dtype: DType) -> list[Target]:
         """See `formats.Format`."""
         release = folder / RELEASE
         release.mkdir()
@@ -197,30 +198,40 @@ class Megatron:
         }
         writer = DistWriter(release, common)
         naming = Naming(architecture)
-        tensors: dict[str, list[tuple[Item, Place]]] = {}
-        for item in naming.items():
-            for place in naming.written_at(item):
-                tensors.setdefault(place.name, []).append((item, place))
-        seen: set[Key] = set()
-        for name, items in tensors.items():
-            for item, place in items:
-                values = item.fuse([_converted(read(*key), key, dtype) for key in item.members])
-                start = (*place.leading, *(0 for _ in place.extent))
-                writer.add(name, place.shape, start, values.view(*(1 for _ in place.leading), *place.extent))
-            keys = tuple(key for item, _ in items for key in item.members if key not in seen)
-            seen.update(keys)
-            stored = Stored(items[0][1].shape, SPELLING[dtype] if items[0][0].members[0][0] == MASTER else "F32")
-            yield Target(name, stored, writer.checksum(name), keys, "" if keys else _TWICE)
+        targets = list(_write_tensors(writer, naming, read, dtype))
         for name in naming.extra_states():
             writer.add_nothing(name)
         writer.close()
+        there = DistCheckpoint(release)
+        for target in targets:
+            if there.checksum(target.name) != target.checksum:
+                raise OSError(errno.EIO, f"{target.name} reads back otherwise than it was written", str(release))
         write_atomically(folder / TRACKER, RELEASE)
+        return targets
 
     def logits(self, path: Path, architecture: Architecture, tokens_BS: Tensor, dtype: DType, groups: Groups) -> Tensor:
         """See `formats.Format`: Megatron-core's own GPTModel, filled as its ``sharded_state_dict`` says."""
         from .megatron_model import logits_of
 
         return logits_of(DistCheckpoint(checkpoint_folder(path)), architecture, tokens_BS, DTYPES[SPELLING[dtype]])
+
+
+def _write_tensors(writer: DistWriter, naming: Naming, read: Reader, dtype: DType) -> Iterator[Target]:
+    """Every global tensor, box by box."""
+    tensors: dict[str, list[tuple[Item, Place]]] = {}
+    for item in naming.items():
+        for place in naming.written_at(item):
+            tensors.setdefault(place.name, []).append((item, place))
+    seen: set[Key] = set()
+    for name, items in tensors.items():
+        for item, place in items:
+            values = item.fuse([_converted(read(*key), key, dtype) for key in item.members])
+            start = (*place.leading, *(0 for _ in place.extent))
+            writer.add(name, place.shape, start, values.view(*(1 for _ in place.leading), *place.extent))
+        keys = tuple(key for item, _ in items for key in item.members if key not in seen)
+        seen.update(keys)
+        stored = Stored(items[0][1].shape, SPELLING[dtype] if items[0][0].members[0][0] == MASTER else "F32")
+        yield Target(name, stored, writer.checksum(name), keys, "" if keys else _TWICE)
 
 
 def _converted(tensor: Tensor, key: Key, dtype: DType) -> Tensor:
