@@ -16,6 +16,7 @@ from setuptools import setup
 
 FOLDERS = (
     "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "checkpoint",
+    "checkpoint.convert",
     "training", "benchmarks", "launch",
 )  # fmt: skip
 SOURCES = Path(__file__).parent / "csrc"
@@ -90,6 +91,7 @@ setup(
     package_data={
         "moescale": ["py.typed"],
         "moescale.configs": ["*/*.yaml"],
+        "moescale.launch": ["scripts/*"],
         "moescale.scaling": ["templates/*"],
     },
     **native(),

@@ -133,8 +133,8 @@ def _check_backend(path: Path) -> None:
         backend, version = described["sharded_backend"], described["sharded_backend_version"]
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; a distributed checkpoint is expected (Megatron-LM's --ckpt-format "
-            "torch_dist)"
+            f"{path}: cannot be read: {error.strerror}; a distributed checkpoint is expected (Megatron-LM's "
+            "--ckpt-format torch_dist)"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a Megatron-core distributed checkpoint: {error!r}") from None
