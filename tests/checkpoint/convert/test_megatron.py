@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from megatron_cases import CASES, DENSE, MIXED, MIXTURE, TIED, VOCAB
 from torch import Tensor
 
@@ -322,3 +323,35 @@ def test_memory_holds_one_tensor_and_what_it_is_fused_from(tmp_path: Path) -> No
         source.whole(*key)
         largest = max(largest, anonymous_bytes() - before)
     assert largest < 8e6
+
+
+def test_a_run_file_without_data_takes_its_vocabulary_from_the_embedding(
+    mixture: Path, convert: Callable[..., Any], tmp_path: Path
+) -> None:
+    from moescale.checkpoint.convert.run_folder import RunFolder, given_architecture
+
+    assert MIXTURE.moe is not None
+    run_file = tmp_path / "given.yaml"
+    sections = {"model": MIXTURE.model.model_dump(mode="json"), "moe": MIXTURE.moe.model_dump(mode="json")}
+    run_file.write_text(yaml.safe_dump(sections))
+    (mixture / "release" / "common.pt").unlink()
+    ledger = convert(mixture, tmp_path / "ours", "moescale", given=given_architecture(run_file))
+    assert ledger.logits["largest_difference"] <= 1e-5 * ledger.logits["largest"]
+    assert RunFolder().open(tmp_path / "ours", None).architecture.vocab == 128
+
+
+def test_arguments_and_configuration_that_differ_are_refused(
+    mixture: Path, convert: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = replace(MIXTURE, model=MIXTURE.model.model_copy(update={"rope_base": 10_000}))
+    with pytest.raises(UserError, match=r"arguments say model\.rope_base 500, --config says 10000"):
+        convert(mixture, tmp_path / "ours", "moescale", given=given)
+
+
+def test_what_is_no_distributed_checkpoint_is_told_so(convert: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "old" / "iter_0000010" / "mp_rank_00").mkdir(parents=True)
+    (tmp_path / "old" / "latest_checkpointed_iteration.txt").write_text("10")
+    with pytest.raises(
+        UserError, match=r"a distributed checkpoint is expected \(Megatron-LM's --ckpt-format torch_dist"
+    ):
+        convert(tmp_path / "old", tmp_path / "ours", "moescale")
