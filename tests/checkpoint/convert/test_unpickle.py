@@ -54,7 +54,7 @@ def test_a_call_is_refused_by_name_and_not_made(tmp_path: Path, protocol: int) -
         b"(cos\nsystem\nS'touch made'\no.",  # OBJ
         b"\x80\x02\x82\x01.",  # EXT1
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0atouch made\x85R.",
-        b"\x80\x02ctorch\nSize\n(I1\ntR(I2\ntR.",  # a call of what a call returned
+        b"\x80\x02ctorch\nSize\n((I1\nttR(I2\ntR.",  # a call of what a call returned
         b"\x80\x02}(S'a'\nI1\nu}b.",  # a state for a dictionary
         b"Pos.system\n.",
         b"\x80\x02]q\x00h\x00Q.",  # a reference outside
