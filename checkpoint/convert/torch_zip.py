@@ -187,7 +187,7 @@ class _Window(io.RawIOBase):
 
 def crc32(tensor: Tensor, before: int = 0) -> int:
     """CRC-32 of a tensor's bytes, row-major, following on what came before."""
-    return zlib.crc32(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()), before)
+    return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, before)
 
 
 def map_file(path: Any) -> mmap.mmap:

@@ -1,5 +1,7 @@
 """Upcycling: the mixture computes what the dense model did, and what could not is refused by name."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from moescale.checkpoint.storage import write_whole
 from moescale.checkpoint.upcycle import Upcycling, load_upcycling
 from moescale.models.config import ModelConfig
 from moescale.moe import MoEConfig
+from moescale.scaling.record import read_record
 
 VOCAB = 100
 DENSE = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, ffn=96, tied=False)
@@ -140,3 +143,46 @@ def test_a_run_file_says_what_to_become(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("model: {}\n")
     with pytest.raises(UserError, match="has no moe section"):
         load_upcycling(tmp_path / "run.yaml")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_a_mixture_from_where_the_dense_one_was(tmp_path: Path) -> None:
+    """By the command line, as the docs have it: the evaluation loss does not jump."""
+    for number in range(20):
+        words = [f"word{number * k * k % 37} and {k}" for k in range(300)]
+        (tmp_path / f"{number:02d}.txt").write_text("\n".join(words))
+    content: dict[str, Any] = {
+        "model": {"layers": 2, "width": 32, "heads": 4, "ffn": 96},
+        "data": {
+            "path": str(tmp_path / "prepared"),
+            "domains": {"words": {"files": [str(tmp_path / "*.txt")]}},
+            "tokenizer": {"vocab": 330},
+            "held_out": 0.1,
+            "samples": 4096,
+        },
+        "optimizer": {"lr": 0.01},
+        "training": {"seq": 32, "batch": 8, "steps": 20},
+        "eval": {"sequences": 16},
+        "logging": {"tensorboard": False},
+        "runtime": {"threads": 1},
+    }
+    mixture = {
+        **{key: section for key, section in content.items() if key != "model"},
+        "extends": "mixture/config.yaml",
+        "optimizer": {"lr": 1e-12},
+        "training": {**content["training"], "steps": 1},
+    }
+    (tmp_path / "dense.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "moe.yaml").write_text(yaml.safe_dump({"moe": CASES["slices"]}))
+    (tmp_path / "on.yaml").write_text(yaml.safe_dump(mixture))
+    for verb in (
+        "train dense.yaml --out dense",
+        "convert dense mixture --to moescale --upcycle moe.yaml",
+        "train on.yaml --out mixture",
+    ):
+        command = [sys.executable, "-P", "-m", "moescale", *verb.split()]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+    before, after = (read_record(tmp_path / folder).evals[-1]["loss"] for folder in ("dense", "mixture"))
+    assert before < 5
+    assert after == pytest.approx(before, rel=1e-5)
