@@ -146,7 +146,7 @@ def _architecture(
         found, settings = architecture_of(arguments.state, origin)
         if given is not None:
             check_agree(found, given, origin)
-            found = given
+            found = replace(given, vocab=given.vocab or found.vocab)
     elif given is not None:
         found, settings = given, [Setting("--config", "sections model and moe", "translated")]
         if not found.vocab:

@@ -325,7 +325,7 @@ def test_memory_holds_one_tensor_and_what_it_is_fused_from(tmp_path: Path) -> No
     assert largest < 8e6
 
 
-def test_a_run_file_without_data_takes_its_vocabulary_from_the_embedding(
+def test_a_run_file_without_data_takes_its_vocabulary_from_the_arguments_or_the_embedding(
     mixture: Path, convert: Callable[..., Any], tmp_path: Path
 ) -> None:
     from moescale.checkpoint.convert.run_folder import RunFolder, given_architecture
@@ -334,6 +334,8 @@ def test_a_run_file_without_data_takes_its_vocabulary_from_the_embedding(
     run_file = tmp_path / "given.yaml"
     sections = {"model": MIXTURE.model.model_dump(mode="json"), "moe": MIXTURE.moe.model_dump(mode="json")}
     run_file.write_text(yaml.safe_dump(sections))
+    convert(mixture, tmp_path / "told", "moescale", given=given_architecture(run_file), check=False)
+    assert RunFolder().open(tmp_path / "told", None).architecture.vocab == VOCAB
     (mixture / "release" / "common.pt").unlink()
     ledger = convert(mixture, tmp_path / "ours", "moescale", given=given_architecture(run_file))
     assert ledger.logits["largest_difference"] <= 1e-5 * ledger.logits["largest"]
