@@ -154,7 +154,7 @@ def test_places(model: Path, convert: Callable[..., Any], tmp_path: Path) -> Non
     assert "nowhere: no such folder" in refused(convert, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "is none of moescale, megatron, hf-llama" in refused(convert, tmp_path / "empty")
-    assert "--to hf-gpt2: unknown; the formats are moescale, hf-llama" in refused(convert, model, "hf-gpt2")
+    assert "--to hf-gpt2: unknown; the formats are moescale, megatron, hf-llama" in refused(convert, model, "hf-gpt2")
     assert "--dtype bf16: a checkpoint of moescale holds fp32 masters" in refused(convert, model, dtype="bf16")
     with pytest.raises(UserError, match="model: exists already"):
         convert(model, model, "moescale")
