@@ -1,7 +1,7 @@
 """Reads pickled data without running any of it.
 
-A pickle is a program: it names functions, and unpickling calls them. Here a name is only ever a name. A `Plain` file is
-read into lists, tuples, dictionaries, numbers and texts; what was an object becomes a `Record` of the class's name, the
+A pickle is a program: it names functions, and unpickling calls them. Here a name is only ever a name. What comes out
+are lists, tuples, dictionaries, numbers and texts; what was an object becomes a `Record` of the class's name, the
 arguments and the state that were stored. Names are compared with a list of those that a file of the kind needs, and any
 other is refused, so that a hostile or unknown file is noticed rather than half understood. Nothing is imported or
 called, and no class of the file's choosing comes to life.
