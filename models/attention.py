@@ -12,15 +12,24 @@ class RotaryCausalAttention(nn.Module):
 
     Rotary positions (Su et al. 2021, 2104.09864, eq. 34, feature i turning with feature i + width / 2) are applied
     here, from tables that are made once for a sequence length; Megatron makes cosines and sines anew for every tensor
-    of every layer. Keys and values may have fewer heads (grouped-query attention, 2305.13245). Masks other than causal
-    are refused.
+    of every layer. Only the first ``rotary`` features of a head turn (all, as a rule). Keys and values may have fewer
+    heads (grouped-query attention, 2305.13245). Masks other than causal are refused.
     """
 
     def __init__(
-        self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, *, base: int, **unused: Any
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        *,
+        base: float,
+        rotary: int,
+        **unused: Any,
     ):
         super().__init__()
         self.base = base
+        self.rotary = rotary
         self._tables: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def forward(
@@ -41,8 +50,8 @@ class RotaryCausalAttention(nn.Module):
         return out_BHSd.permute(2, 0, 1, 3).flatten(2).to(dtype)
 
     def _table(self, x_SBHd: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, ``[S, 1, 1, d]`` in the dtype of ``x``."""
-        length, width = x_SBHd.shape[0], x_SBHd.shape[3]
+        """Cosines and signed sines, ``[S, 1, 1, rotary]`` in the dtype of ``x``."""
+        length, width = x_SBHd.shape[0], self.rotary
         where = (length, x_SBHd.dtype)
         if where not in self._tables:
             half = torch.arange(width // 2, device=x_SBHd.device, dtype=torch.float32)
@@ -56,5 +65,8 @@ class RotaryCausalAttention(nn.Module):
 
 
 def _rotate(x_SBHd: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the two halves of the features against each other; rolling by half the width swaps them."""
+    """Turn the two halves of the features that rotate against each other; rolling by half the width swaps them."""
+    rotary = cosine.shape[-1]
+    if rotary < x_SBHd.shape[-1]:
+        return torch.cat([_rotate(x_SBHd[..., :rotary], cosine, sine), x_SBHd[..., rotary:]], dim=-1)
     return x_SBHd * cosine + x_SBHd.roll(x_SBHd.shape[-1] // 2, dims=-1) * sine

@@ -106,7 +106,7 @@ def build_stage(
 
 
 def _use_plain_products(stage: Stage) -> None:
-    """Let Megatron's parallel linear layers be `F.linear` where nothing is cut and there is no bias.
+    """Let Megatron's parallel linear layers be `F.linear` where nothing is cut.
 
     Their autograd functions overlap communication with products; without communication only their Python remains, a
     tenth of a small model's step.
@@ -120,7 +120,8 @@ def _plain_product(
     module: nn.Module, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
 ) -> tuple[Tensor, None]:
     own: Any = module.weight
-    return F.linear(input_, own if weight is None else weight), None
+    bias: Any = module.bias
+    return F.linear(input_, own if weight is None else weight, bias), None
 
 
 def _megatron_config(
@@ -137,7 +138,9 @@ def _megatron_config(
         gated_linear_unit=True,
         activation_func=F.silu,
         normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
         add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -190,7 +193,8 @@ def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
     spec.submodules.pre_mlp_layernorm = RMSNorm
     spec.submodules.mlp.module = SwiGLU
     attention = spec.submodules.self_attention.submodules
-    attention.core_attention = ModuleSpec(module=RotaryCausalAttention, params={"base": model.rope_base})
+    rotation = {"base": model.rope_base, "rotary": model.rotary_dim}
+    attention.core_attention = ModuleSpec(module=RotaryCausalAttention, params=rotation)
     attention.q_layernorm = attention.k_layernorm = None
     if model.qk_norm == "head":
         attention.q_layernorm = attention.k_layernorm = RMSNorm

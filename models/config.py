@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from .shapes import SHAPES
 
@@ -24,7 +24,10 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     tied: bool = Field(True, description="output head shares the embedding")
     qk_norm: Literal["none", "head", "full"] = Field("none", description="RMSNorm of q and k: per head or over all")
     max_seq: int | None = Field(None, ge=1, description="longest sequence; default: training.seq")
-    rope_base: int = Field(10_000, ge=1)
+    norm_eps: float = Field(1e-5, gt=0, description="what every RMSNorm adds to the mean square")
+    rope_base: int | float = Field(10_000, ge=1)
+    rotary_fraction: float = Field(1.0, gt=0, le=1, description="share of each head's features, the first, that rotate")
+    qkv_bias: bool = Field(False, description="whether queries, keys and values have a bias")
     init_std: float | None = Field(None, gt=0, description="std of all matrices; default: 1/sqrt(fan-in)")
 
     @model_validator(mode="before")
@@ -55,14 +58,31 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             content = {"kv_heads": 1, "head_dim": 2, "ffn": 8, **{k: v for k, v in content.items() if v is not None}}
         return content
 
+    @field_validator("rope_base")
+    @classmethod
+    def _whole_where_it_is(cls, base: int | float) -> int | float:
+        """One number has one spelling, so that it has one hash."""
+        return int(base) if base == int(base) else base
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        rotary = self.head_dim * self.rotary_fraction
+        if rotary % 2:
+            raise ValueError(
+                f"model.rotary_fraction ({self.rotary_fraction:g}) of model.head_dim ({self.head_dim}) is {rotary:g} "
+                f"features; an even number rotates, so try {max(round(rotary / 2), 1) * 2 / self.head_dim:g}"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.kv_heads ({self.kv_heads}) must divide model.heads ({self.heads}); "
                 f"try {', '.join(str(k) for k in range(1, self.heads + 1) if self.heads % k == 0)}"
             )
         return self
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that rotate with its position."""
+        return int(self.head_dim * self.rotary_fraction)
 
     def padded_vocab(self, vocab: int) -> int:
         """``vocab`` rounded up to ``vocab_multiple``: a function of the model, never of its layout."""

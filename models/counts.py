@@ -85,6 +85,10 @@ def _attention_norms(model: ModelConfig) -> int:
     return 0
 
 
+def _attention_biases(model: ModelConfig) -> int:
+    return (model.heads + 2 * model.kv_heads) * model.head_dim if model.qkv_bias else 0
+
+
 def _expert(model: ModelConfig, moe: MoEConfig) -> int:
     return 3 * model.width * moe.width_of_expert(model.width)
 
@@ -96,7 +100,7 @@ def mixture_layers(model: ModelConfig, moe: MoEConfig | None) -> list[int]:
 
 def count_parameters(model: ModelConfig, moe: MoEConfig | None, vocab: int) -> ParameterCounts:
     """Parameters by kind for a tokenizer of ``vocab`` pieces."""
-    common = _attention_matrices(model) + _attention_norms(model) + 2 * model.width
+    common = _attention_matrices(model) + _attention_norms(model) + _attention_biases(model) + 2 * model.width
     mixtures = len(mixture_layers(model, moe))
     total = active = model.layers * common + (model.layers - mixtures) * 3 * model.width * model.ffn + model.width
     router = 0
@@ -120,7 +124,7 @@ def count_held(model: ModelConfig, moe: MoEConfig | None, vocab: int, topology: 
     norms = _attention_norms(model) if model.qk_norm == "head" else _attention_norms(model) // ranks
     dense = expert = 0
     for layer in layers_of_stage(model, topology, stage):
-        dense += _attention_matrices(model) // ranks + norms + 2 * width
+        dense += (_attention_matrices(model) + _attention_biases(model)) // ranks + norms + 2 * width
         if moe is not None and moe.is_mixture(layer):
             # Every tensor rank holds the whole router and the whole of the shared experts.
             dense += (width * moe.experts if moe.scored else 0) + moe.shared * _expert(model, moe)

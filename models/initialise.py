@@ -33,7 +33,7 @@ def draw_box(seed: int, piece: Piece, std: float) -> torch.Tensor:
 
 
 def initialise(entries: Iterable[Entry], model: ModelConfig, seed: int) -> None:
-    """Fill every parameter: norm gains with 1, matrices with N(0, std^2).
+    """Fill every parameter: norm gains with 1, biases with 0, matrices with N(0, std^2).
 
     std is ``model.init_std`` or 1 / sqrt(fan-in); products that write to the residual stream (o, down) are scaled
     by 1 / sqrt(2 layers) as in GPT-2 (Radford et al. 2019, section 2.3).
@@ -42,7 +42,8 @@ def initialise(entries: Iterable[Entry], model: ModelConfig, seed: int) -> None:
         for entry in entries:
             for piece in entry.pieces:
                 if not entry.role.decay:
-                    piece.write(entry.parameter, torch.ones(piece.extent))
+                    value = 0.0 if piece.name.endswith("_bias") else 1.0
+                    piece.write(entry.parameter, torch.full(piece.extent, value))
                 else:
                     piece.write(entry.parameter, draw_box(seed, piece, _std(piece, model)))
 

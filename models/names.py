@@ -7,6 +7,7 @@ vocabulary, H heads of width d, F feed-forward width, E experts:
     embedding [V, D]   head [V, D] (untied)   final_norm [D]
     layers.i.attention_norm [D]   layers.i.ffn_norm [D]
     layers.i.attention.q [H d, D]   .k [Hkv d, D]   .v [Hkv d, D]   .o [D, H d]   .q_norm   .k_norm
+    layers.i.attention.q_bias [H d]   .k_bias [Hkv d]   .v_bias [Hkv d]
     layers.i.ffn.gate [F, D]   .up [F, D]   .down [D, F]
     layers.i.moe.router [E, D]   layers.i.moe.experts.j.gate|up|down   layers.i.moe.shared.gate|up|down
 
@@ -171,7 +172,9 @@ class NameMap:
             case "pre_mlp_layernorm.weight":
                 return _whole(prefix + "ffn_norm", p), self._norm_role()
             case "self_attention.linear_qkv.weight":
-                return self._qkv(prefix + "attention."), sharded
+                return self._qkv(prefix + "attention.", "", (self.model.width,)), sharded
+            case "self_attention.linear_qkv.bias":
+                return self._qkv(prefix + "attention.", "_bias", ()), Role(decay=False, tensor_sharded=ranks > 1)
             case "self_attention.linear_proj.weight":
                 return _split(prefix + "attention.o", p, 1, rank, ranks), sharded
             case "self_attention.q_layernorm.weight" | "self_attention.k_layernorm.weight":
@@ -196,19 +199,20 @@ class NameMap:
                 return self._experts(prefix, p, ("down",)), expert
         raise KeyError(f"no logical name for the parameter {prefix}{rest}")
 
-    def _qkv(self, prefix: str) -> tuple[Piece, ...]:
+    def _qkv(self, prefix: str, suffix: str, columns: tuple[int, ...]) -> tuple[Piece, ...]:
         """Megatron stores, for each group of heads in turn, its queries, then its key, then its value."""
         model, rank = self.model, self.tensor_rank
         groups, queries = model.kv_heads // self.tensor, model.heads // model.kv_heads
-        width, d = model.width, model.head_dim
+        d, zeros = model.head_dim, (0,) * len(columns)
 
         def part(first: int, count: int) -> Callable[[Tensor], Tensor]:
-            return lambda t: t.view(groups, queries + 2, d, width).narrow(1, first, count)
+            return lambda t: t.view(groups, queries + 2, d, *columns).narrow(1, first, count)
 
         def piece(name: str, first: int, count: int) -> Piece:
             rows = groups * count * d
             view = part(first, count)
-            return Piece(prefix + name, (rows * self.tensor, width), (rows * rank, 0), (rows, width), view)
+            whole, start, extent = (rows * self.tensor, *columns), (rows * rank, *zeros), (rows, *columns)
+            return Piece(prefix + name + suffix, whole, start, extent, view)
 
         return piece("q", 0, queries), piece("k", queries, 1), piece("v", queries + 1, 1)
 

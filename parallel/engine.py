@@ -247,7 +247,8 @@ class Engine:
     @steps_taken.setter
     def steps_taken(self, steps: int) -> None:
         for state in self._base_optimizer().state.values():
-            state["step"].fill_(steps)
+            if "step" in state:  # plain gradient descent counts nothing
+                state["step"].fill_(steps)
 
     def publish_masters(self) -> None:
         """Bring changed master weights into the model's parameters on every rank."""

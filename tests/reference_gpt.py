@@ -8,6 +8,7 @@ computes in the dtype of the tensors it is given; float64 makes it exact enough 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ class Visits:
 
 Seen = dict[int, Visits]  # by layer
 MARGIN = 2e-6  # of router probabilities
-EPSILON = 1e-5
 
 
 def reference_losses(
@@ -64,12 +64,13 @@ def reference_logits(
     tensors: Tensors, model: Any, moe: Any | None, tokens_BS: Tensor, at: At = (0, 0, 0), seen: Seen | None = None
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Logits ``[B, S, V padded]`` and the router losses of each mixture layer."""
+    normed = partial(rms_norm, epsilon=model.norm_eps)
     x_BSD = tensors["embedding"][tokens_BS]
     aux, z_sum = [], []
     for layer in range(model.layers):
         parts = part_of(tensors, f"layers.{layer}.")
-        x_BSD = x_BSD + attention(rms_norm(x_BSD, parts["attention_norm"]), part_of(parts, "attention."), model)
-        y_BSD = rms_norm(x_BSD, parts["ffn_norm"])
+        x_BSD = x_BSD + attention(normed(x_BSD, parts["attention_norm"]), part_of(parts, "attention."), model)
+        y_BSD = normed(x_BSD, parts["ffn_norm"])
         if "moe.experts.0.gate" in parts:
             y_BSD, layer_aux, layer_z, visits = mixture(y_BSD, part_of(parts, "moe."), moe, tokens_BS, layer, at)
             if seen is not None:
@@ -80,7 +81,7 @@ def reference_logits(
             y_BSD = swiglu(y_BSD, part_of(parts, "ffn."))
         x_BSD = x_BSD + y_BSD
     head_VD = tensors["embedding"] if model.tied else tensors["head"]
-    return rms_norm(x_BSD, tensors["final_norm"]) @ head_VD.T, aux, z_sum
+    return normed(x_BSD, tensors["final_norm"]) @ head_VD.T, aux, z_sum
 
 
 def part_of(tensors: Tensors, prefix: str) -> Tensors:
@@ -88,10 +89,10 @@ def part_of(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
     """Over as many last dimensions as the gain has."""
     dimensions = tuple(range(-gain.dim(), 0))
-    return x / torch.sqrt(x.square().mean(dim=dimensions, keepdim=True) + EPSILON) * gain
+    return x / torch.sqrt(x.square().mean(dim=dimensions, keepdim=True) + epsilon) * gain
 
 
 def swiglu(x: Tensor, weights: Tensors) -> Tensor:
@@ -99,14 +100,15 @@ def swiglu(x: Tensor, weights: Tensors) -> Tensor:
     return (gate * torch.sigmoid(gate) * up) @ weights["down"].T
 
 
-def rotate(x_BSHd: Tensor, base: float) -> Tensor:
-    """Rotary positions: feature i turns with feature i + d/2 (not with its neighbour)."""
+def rotate(x_BSHd: Tensor, base: float, features: int) -> Tensor:
+    """Rotary positions of the first d features: feature i turns with feature i + d/2 (not with its neighbour)."""
+    x_BSHd, rest_BSHd = x_BSHd[..., :features], x_BSHd[..., features:]
     positions, half = x_BSHd.shape[1], x_BSHd.shape[-1] // 2
     frequency = base ** (-torch.arange(half, dtype=x_BSHd.dtype) / half)
     angle_SH = (torch.arange(positions, dtype=x_BSHd.dtype).unsqueeze(-1) * frequency).unsqueeze(1)
     first, second = x_BSHd[..., :half], x_BSHd[..., half:]
     cosine, sine = torch.cos(angle_SH), torch.sin(angle_SH)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest_BSHd], dim=-1)
 
 
 def attention(x_BSD: Tensor, weights: Tensors, model: Any) -> Tensor:
@@ -114,12 +116,14 @@ def attention(x_BSD: Tensor, weights: Tensors, model: Any) -> Tensor:
     batch, length = x_BSD.shape[:2]
 
     def heads(name: str, count: int) -> Tensor:
-        return (x_BSD @ weights[name].T).view(batch, length, count, model.head_dim)
+        bias = weights[f"{name}_bias"] if model.qkv_bias else 0
+        return (x_BSD @ weights[name].T + bias).view(batch, length, count, model.head_dim)
 
     q, k, v = heads("q", model.heads), heads("k", model.kv_heads), heads("v", model.kv_heads)
     if model.qk_norm != "none":
-        q, k = rms_norm(q, weights["q_norm"]), rms_norm(k, weights["k_norm"])
-    q, k = rotate(q, model.rope_base), rotate(k, model.rope_base)
+        q, k = (rms_norm(t, weights[name], model.norm_eps) for t, name in ((q, "q_norm"), (k, "k_norm")))
+    features = int(model.head_dim * model.rotary_fraction)
+    q, k = rotate(q, model.rope_base, features), rotate(k, model.rope_base, features)
     k, v = (t.repeat_interleave(model.heads // model.kv_heads, dim=2) for t in (k, v))
     scores_BHQK = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(model.head_dim)
     later_QK = torch.ones(length, length, dtype=torch.bool).triu(diagonal=1)

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from ..base.errors import EXIT_DONE
 from ..base.files import write_atomically
-from ..checkpoint.storage import Checkpoint, folder_of, latest_good
+from ..checkpoint.shards import BadCheckpoint
+from ..checkpoint.storage import Checkpoint, Mismatch, folder_of, steps_in
 from ..parallel.failure import Patience
 from ..parallel.groups import Groups
 from ..parallel.topology import Topology
@@ -34,8 +34,7 @@ class Attempt:
     def run(self, stop: StopRequest) -> int:
         """Go on from the latest good checkpoint; returns the exit code."""
         try:
-            setup = build(self.config, self.groups)
-            step, complaints = self._restore(setup)
+            setup, step, complaints = self._restored()
             attempt, seconds = self._align_record(step)
             recorder = Recorder(setup, self.folder, attempt, quiet=self.quiet)
             try:
@@ -60,30 +59,53 @@ class Attempt:
             return EXIT_DONE
         return Loop(setup, recorder, stop).run(step)
 
-    def _restore(self, setup: Setup) -> tuple[int, list[str]]:
-        """Load what there is to go on from; returns (steps done, what was wrong with later checkpoints)."""
-        checkpoint, complaints = self._choose()
-        if checkpoint is None:
-            return 0, complaints
-        setup.state.load(checkpoint)
-        setup.engine.steps_taken = checkpoint.extra["optimizer_steps"]
-        return checkpoint.step, complaints
-
-    def _choose(self) -> tuple[Checkpoint | None, list[str]]:
-        """Rank 0 chooses the checkpoint, so that all ranks go on from the same step."""
-        choice: list[Any] = [None, []]
-        if self.groups.rank == 0:
-            checkpoint, complaints = latest_good(self.folder / "checkpoints")
-            choice = [None if checkpoint is None else checkpoint.step, complaints]
-        if self.groups.topology.world > 1:
-            dist.broadcast_object_list(choice)
-        step, complaints = choice
-        if isinstance(step, int):
-            return Checkpoint(folder_of(self.folder / "checkpoints", step)), complaints
+    def _restored(self) -> tuple[Setup, int, list[str]]:
+        """A set-up with the state to go on from, the steps it has done, and what was wrong with later checkpoints."""
+        setup = build(self.config, self.groups)
+        complaints: list[str] = []
+        for step in self._candidates():
+            checkpoint, complaint = self._read(setup, folder_of(self.folder / "checkpoints", step))
+            if checkpoint is not None:
+                return setup, self._go_on_from(setup, checkpoint), complaints
+            complaints.append(complaint)
         parent = self.config.schedule.parent
-        if parent is None:
-            return None, complaints
-        return trunk_checkpoint(self.config, self.folder, parent), complaints
+        if parent is not None:
+            checkpoint = trunk_checkpoint(self.config, self.folder, parent)
+            setup.state.read(checkpoint)
+            return setup, self._go_on_from(setup, checkpoint), complaints
+        if complaints:  # what was read of them must not stay
+            setup.engine.close()
+            setup = build(self.config, self.groups)
+        return setup, 0, complaints
+
+    def _candidates(self) -> list[int]:
+        """Steps with a checkpoint, latest first; rank 0 looks, so that all ranks agree."""
+        steps = [steps_in(self.folder / "checkpoints")[::-1]]
+        if self.groups.topology.world > 1:
+            dist.broadcast_object_list(steps)
+        return steps[0]
+
+    def _read(self, setup: Setup, folder: Path) -> tuple[Checkpoint | None, str]:
+        """The checkpoint in ``folder``, read into the state; None and what is wrong when it is damaged for any rank."""
+        checkpoint, complaint = None, ""
+        try:
+            checkpoint = Checkpoint(folder)
+            setup.state.read(checkpoint)
+        except Mismatch:
+            raise
+        except BadCheckpoint as error:
+            complaint = str(error)
+        complaints = [complaint]
+        if self.groups.topology.world > 1:
+            complaints = [""] * self.groups.topology.world
+            dist.all_gather_object(complaints, complaint)
+        complaint = next(filter(None, complaints), "")
+        return (None if complaint else checkpoint), complaint
+
+    def _go_on_from(self, setup: Setup, checkpoint: Checkpoint) -> int:
+        setup.engine.publish_masters()
+        setup.engine.steps_taken = checkpoint.extra.get("optimizer_steps", 0)  # a converted one has taken none
+        return checkpoint.step
 
     def _align_record(self, step: int) -> tuple[int, float]:
         """Cut the record back to ``step``; returns (number of this attempt, wall seconds of the steps that stay)."""

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -19,6 +19,8 @@ from ..parallel.topology import Topology
 BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
+# Keys that came after runs had been named by their hashes: left out of them where they change nothing.
+LATER = {"model": ("norm_eps", "rotary_fraction", "qkv_bias"), "checkpoint": ("keep_every", "async_")}
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -201,7 +203,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @property
     def scientific_hash(self) -> str:
         """Names what is computed, whatever the layout, the machine and the logging."""
-        content = self.model_dump(mode="json", exclude={*UNSCIENTIFIC, "name"})
+        content = self._content(exclude={*UNSCIENTIFIC, "name"})
         content["data"].pop("path")
         content["training"].pop("micro_batch")
         content["schedule"].pop("branches")  # which checkpoints a trunk keeps
@@ -210,7 +212,18 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @property
     def config_hash(self) -> str:
         """Names the whole configuration."""
-        return digest(self.model_dump(mode="json"))
+        return digest(self._content(exclude=set()))
+
+    def _content(self, exclude: set[str]) -> dict[str, Any]:
+        """What is hashed: every key that was always there, and later ones that differ from their default."""
+        content = self.model_dump(mode="json", exclude=exclude)
+        for section in LATER.keys() & content.keys():
+            fields = type(getattr(self, section)).model_fields
+            for key in LATER[section]:
+                spelled = fields[key].alias or key
+                if content[section][spelled] == fields[key].default:
+                    del content[section][spelled]
+        return content
 
 
 def _divisors(number: int) -> str:

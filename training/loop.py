@@ -3,7 +3,8 @@
 import time
 
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from ..checkpoint import storage
+from ..checkpoint.saver import Saver
+from ..checkpoint.storage import prune
 from .evaluate import Score, evaluate
 from .nonfinite import explain_nonfinite
 from .recording import Recorder
@@ -24,11 +25,17 @@ class Loop:
         self.config = setup.config
         self.root = recorder.folder / "checkpoints"
         self.branches = branch_steps(self.config)
+        self.saver = Saver(self.root, published=self._prune)
 
     def run(self, first: int) -> int:
         """From ``first`` steps done to the end; returns the exit code."""
+        with self.saver:
+            return self._run(first)
+
+    def _run(self, first: int) -> int:
         steps, step = self.setup.steps, first
         while step < steps:
+            self._note_saved()
             lr = learning_rate(self.config, step + 1, steps)
             began = time.perf_counter()
             result = take_step(
@@ -47,9 +54,10 @@ class Loop:
                 self.recorder.scores(step, self._evaluate())
             stopping = result.stop and not last
             if last or stopping or step in self.branches or self._is_due(self.config.checkpoint.every, step):
-                self._save(step)
+                self._save(step, background=self.config.checkpoint.async_ and not (last or stopping))
             if stopping:
                 return self._stop(step)
+        self._finish_saving()
         self.recorder.end("done", step, "")
         return EXIT_DONE
 
@@ -71,19 +79,31 @@ class Loop:
             scores["held_out"] = sum(trained[1:], trained[0])
         return scores
 
-    def _save(self, step: int) -> None:
-        self.recorder.before_checkpoint()
+    def _save(self, step: int, *, background: bool) -> None:
         extra = {
             "scientific_hash": self.config.scientific_hash,
             "optimizer_steps": self.setup.engine.steps_taken,
             "topology": self.setup.groups.topology.describe(),
         }
-        storage.save(self.root, step, self.setup.state.boxes(), extra)
-        if self.setup.groups.rank == 0:
-            storage.prune(self.root, self.config.checkpoint.keep, always=self.branches)
-        self.recorder.event("saved", step, "checkpoint")
+        held = self.setup.state.held()
+        self.saver.save(step, held, extra, background=background, before=self.recorder.before_checkpoint)
+
+    def _prune(self, step: int) -> None:
+        """The checkpoint of ``step`` exists: delete those that it makes superfluous."""
+        checkpoint = self.config.checkpoint
+        prune(self.root, checkpoint.keep, always=self.branches, every=checkpoint.keep_every)
+
+    def _note_saved(self) -> None:
+        """Events of checkpoints that exist by now."""
+        for step in self.saver.check():
+            self.recorder.event("saved", step, "checkpoint")
+
+    def _finish_saving(self) -> None:
+        self.saver.finish()
+        self._note_saved()
 
     def _stop(self, step: int) -> int:
+        self._finish_saving()
         reason = self.stop.reason or "another rank was asked to"
         self.recorder.event("preempted", step, reason)
         self.recorder.end("preempted", step, reason)

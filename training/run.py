@@ -12,6 +12,7 @@ import yaml
 from ..base.config import parse_yaml, validate
 from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
 from ..base.files import write_atomically
+from ..checkpoint.convert.start import check_start, is_converted
 from ..compat.cuda_standin import install
 from ..data import prepare
 from ..parallel.roll_call import Arrival
@@ -109,7 +110,11 @@ def _check_folder(config: RunConfig, folder: Path) -> None:
     path = folder / CONFIG
     if not path.exists():
         return
-    before = validate(RunConfig, parse_yaml(path.read_text(), str(path)) or {}, str(path))
+    content = parse_yaml(path.read_text(), str(path)) or {}
+    if is_converted(content):
+        check_start(content, folder, config.model, config.moe)
+        return
+    before = validate(RunConfig, content, str(path))
     if before.scientific_hash != config.scientific_hash:
         raise UserError(
             f"{folder} holds another run ({before.name}, scientific hash {before.scientific_hash}, this one's is "

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from saving import save
 
+from moescale.checkpoint.shards import BadCheckpoint
 from moescale.checkpoint.state import BUFFER, PARTS, LogicalState
-from moescale.checkpoint.storage import BadCheckpoint, Checkpoint, folder_of, save
+from moescale.checkpoint.storage import Checkpoint, folder_of
 from moescale.moe import MoEConfig
 
 CARRYING = MoEConfig(experts=4, active=2, expert_width=16, balance="global", bias_rate=0.01)
@@ -52,7 +54,7 @@ def test_resuming_is_bit_exact(train: Callable[..., Any], tmp_path: Path, zero: 
     original = train(zero, dtype)
     step(original, 0)
     step(original, 2)
-    save(tmp_path, 2, state_of(original).boxes(), {})
+    save(tmp_path, 2, state_of(original).held(), {})
     resumed = train(zero, dtype)
     state_of(resumed).load(Checkpoint(folder_of(tmp_path, 2)))
     resumed.engine.steps_taken = original.engine.steps_taken
@@ -62,12 +64,18 @@ def test_resuming_is_bit_exact(train: Callable[..., Any], tmp_path: Path, zero: 
     assert_same_state(original, resumed)
 
 
-def test_a_state_before_the_first_step_has_zero_moments(train: Callable[..., Any]) -> None:
-    """They are stored as zeros, so that every checkpoint holds every part."""
-    made = train()
-    moments = [box for box in state_of(made).boxes() if box.part != "master"]
-    assert len(moments) == 2 * sum(len(entry.pieces) for entry in made.entries.values())
-    assert all(box.values.abs().max() == 0 for box in moments)
+def test_where_there_are_no_moments_they_are_zero(train: Callable[..., Any], tmp_path: Path) -> None:
+    """Before the first step none are stored, nor in a converted checkpoint; nothing of an older load may stay."""
+    made, other = train(), train()
+    assert {box.part for box in state_of(made).boxes()} == {"master"}
+    save(tmp_path, 1, state_of(made).held(), {})
+    step(other, 0)
+    state_of(other).load(Checkpoint(folder_of(tmp_path, 1)))
+    other.engine.steps_taken = 0
+    assert all(not value.any() for owned in other.engine.slices() for value in owned.moments.values())
+    for trained in (made, other):
+        step(trained, 2)
+    assert_same_state(made, other)
 
 
 def test_boxes_cover_every_logical_tensor_once(train: Callable[..., Any]) -> None:
@@ -104,7 +112,7 @@ def test_what_balancing_carries_is_stored(train: Callable[..., Any], tmp_path: P
         assert buffer.values.abs().max() > 0
     boxes = [box for box in state_of(original).boxes() if box.part == BUFFER]
     assert [box.piece.name for box in boxes] == names
-    save(tmp_path, 2, state_of(original).boxes(), {})
+    save(tmp_path, 2, state_of(original).held(), {})
     resumed = train(dtype=dtype, moe=CARRYING)
     state_of(resumed).load(Checkpoint(folder_of(tmp_path, 2)))
     resumed.engine.steps_taken = original.engine.steps_taken
@@ -124,7 +132,7 @@ def test_a_checkpoint_without_buffers_serves_only_who_needs_none(train: Callable
     plain_config = CARRYING.model_copy(update={"balance": "sequence", "bias_rate": 0.0})
     plain = train(moe=plain_config)
     assert not plain.buffers
-    save(tmp_path, 1, state_of(plain).boxes(), {})
+    save(tmp_path, 1, state_of(plain).held(), {})
     checkpoint = Checkpoint(folder_of(tmp_path, 1))
     state_of(train(moe=plain_config)).load(checkpoint)
     with pytest.raises(BadCheckpoint, match=r"holds no buffer/layers\.0\.moe\.bias"):

@@ -76,6 +76,7 @@ def parallel(**sizes: Any) -> Changes:
 
 
 MOE: Changes = {"moe": MIXTURE, "noise": NOISE}
+BIASED: Changes = {"model": {"qkv_bias": True, "rotary_fraction": 0.5, "norm_eps": 1e-3, "qk_norm": "head"}}
 UNTIED: Changes = {"model": {"tied": False}}
 RECOMPUTE: Changes = {"training": {"recompute": "full"}}
 DEEP: Changes = {"model": {"layers": 4}}
@@ -101,6 +102,7 @@ def _one() -> World:
     world.add("moe", MOE)
     world.add("moe-masked", MOE, micro(2), masked=True)
     world.add("moe-micro-1-untied-qk-full", {"moe": MIXTURE}, micro(1), {"model": {"tied": False, "qk_norm": "full"}})
+    world.add("moe-biased", MOE, BIASED, micro(2))
     world.add("moe-zero-0", {"moe": ODD, "noise": NOISE}, parallel(zero=0))
     world.add("moe-recompute", {"moe": MIXTURE}, RECOMPUTE)
     for option, settings in OPTIONS.items():
@@ -115,6 +117,7 @@ def _two() -> World:
     world.add("dense-dp2", {"noise": NOISE}, micro(2))
     world.add("dense-tp2-untied", parallel(tensor=2), {"model": {"tied": False, "qk_norm": "head"}, "noise": NOISE})
     world.add("dense-tp2-no-sequence", parallel(tensor=2, sequence=False), {"model": {"qk_norm": "head"}})
+    world.add("dense-tp2-biased", parallel(tensor=2), BIASED, {"noise": NOISE})
     world.add("dense-pp2-untied", parallel(pipeline=2), UNTIED, micro(2))
     world.add("dense-pp2-virtual2", VIRTUAL, DEEP, micro(2), {"noise": NOISE})
     world.add("moe-dp2", MOE, micro(2))

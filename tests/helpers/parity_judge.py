@@ -70,8 +70,8 @@ class Reference:
         self.stream = Masked(stream) if masked else stream
         self.tensors = {name: self._initial(name, shape) for name, shape in shapes.items()}
         self.carried = self._carried()
-        decay = [t for name, t in self.tensors.items() if not name.endswith("norm")]
-        plain = [t for name, t in self.tensors.items() if name.endswith("norm")]
+        decay = [t for name, t in self.tensors.items() if not name.endswith(("norm", "_bias"))]
+        plain = [t for name, t in self.tensors.items() if name.endswith(("norm", "_bias"))]
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
@@ -93,8 +93,9 @@ class Reference:
         }
 
     def _initial(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name.endswith("norm"):
-            return torch.ones(shape, dtype=torch.float64, requires_grad=True)
+        if name.endswith(("norm", "_bias")):
+            value = 0.0 if name.endswith("_bias") else 1.0
+            return torch.full(shape, value, dtype=torch.float64, requires_grad=True)
         piece = Piece(name, shape, (0,) * len(shape), shape, lambda t: t)
         return draw_box(self.config.training.seed, piece, _std(piece, self.config.model)).double().requires_grad_()
 

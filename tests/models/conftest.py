@@ -26,6 +26,25 @@ CASES: dict[str, tuple[ModelConfig, MoEConfig | None]] = {
         ModelConfig(layers=4, width=32, heads=4, kv_heads=2, qk_norm="full", head_dim=16, rope_base=500),
         MoEConfig(experts=6, active=3, granularity=8, every=2, score="softmax_normalized"),
     ),
+    "dense, biases, half of each head turns": (
+        ModelConfig(
+            layers=2,
+            width=32,
+            heads=4,
+            kv_heads=2,
+            head_dim=12,
+            qkv_bias=True,
+            rotary_fraction=0.5,
+            qk_norm="head",
+            norm_eps=1e-2,
+            rope_base=123.5,
+        ),
+        None,
+    ),
+    "mixture, biases, another epsilon": (
+        ModelConfig(layers=2, width=32, heads=4, qkv_bias=True, qk_norm="full", norm_eps=1e-1),
+        MoEConfig(experts=4, active=2, granularity=8),
+    ),
     "mixture, groups of experts": (
         ModelConfig(layers=2, width=32, heads=2),
         MoEConfig(

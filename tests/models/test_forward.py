@@ -120,7 +120,7 @@ def test_recomputation_changes_nothing(
 def test_an_attention_mask_is_refused() -> None:
     from moescale.models.attention import RotaryCausalAttention
 
-    attention = RotaryCausalAttention(None, 1, None, "self", base=10_000)
+    attention = RotaryCausalAttention(None, 1, None, "self", base=10_000, rotary=8)
     q = torch.zeros(2, 1, 1, 8)
     with pytest.raises(ValueError, match="attention mask cannot be given"):
         attention(q, q, q, torch.ones(2, 2, dtype=torch.bool))

@@ -57,6 +57,15 @@ def test_key_heads_that_do_not_divide_the_heads() -> None:
         ({"layers": 0, "width": 64, "heads": 4}, ("layers (0)", "greater than or equal to 1")),
         ({"layers": 2, "width": 64, "heads": 4, "head_dim": 15}, ("head_dim (15)", "multiple of 2")),
         ({"layers": 2, "width": 64, "heads": 4, "qk_norm": "all"}, ("qk_norm ('all')", "'head'")),
+        (
+            {"layers": 2, "width": 64, "heads": 4, "rotary_fraction": 0.2},
+            ("rotary_fraction (0.2)", "is 3.2", "try 0.25"),
+        ),
+        (
+            {"layers": 2, "width": 64, "heads": 4, "rotary_fraction": 1.5},
+            ("rotary_fraction (1.5)", "less than or equal"),
+        ),
+        ({"layers": 2, "width": 64, "heads": 4, "norm_eps": 0}, ("norm_eps (0)", "greater than 0")),
         ({"layers": 2, "width": 64, "heads": 0}, ("heads (0)", "greater than or equal to 1")),
         ({"layers": 2, "width": 64}, ("heads", "required")),
         ({"layer": 2, "width": 64, "heads": 4}, ("layer", "did you mean layers?")),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from moescale.models.config import ModelConfig
+from moescale.models.logical import buffer_shapes, logical_shapes
 from moescale.moe import MoEConfig
 
 
@@ -28,6 +29,8 @@ def expected_shapes(model: ModelConfig, moe: MoEConfig | None) -> dict[str, tupl
         shapes.update({f"{layer}attention_norm": (width,), f"{layer}ffn_norm": (width,)})
         matrices = {"q": (query, width), "k": (key, width), "v": (key, width), "o": (width, query)}
         shapes.update({f"{layer}attention.{name}": shape for name, shape in matrices.items()})
+        if model.qkv_bias:
+            shapes.update({f"{layer}attention.{n}_bias": (rows,) for n, rows in (("q", query), ("k", key), ("v", key))})
         if model.qk_norm != "none":
             for name, heads in (("q_norm", model.heads), ("k_norm", model.kv_heads)):
                 whole = (heads, model.head_dim) if model.qk_norm == "full" else (model.head_dim,)
@@ -51,6 +54,20 @@ def test_logical_tensors(built: Any) -> None:
     assert len(pieces) == len({piece.name for piece in pieces}), "on one rank every logical tensor is one piece"
     for piece in pieces:
         assert (piece.start, piece.extent) == ((0,) * len(piece.shape), piece.shape)
+
+
+def test_the_configuration_alone_tells_them(built: Any) -> None:
+    assert logical_shapes(built.model, built.moe, 100) == expected_shapes(built.model, built.moe)
+
+
+@pytest.mark.parametrize("carrying", [{}, {"bias_rate": 0.1}, {"balance": "global"}, {"bias_rate": 0.1, "every": 2}])
+def test_the_configuration_tells_buffers(build: Callable[..., Any], one_rank: Any, carrying: dict[str, Any]) -> None:
+    from moescale.models.names import NameMap
+
+    model, moe = ModelConfig(layers=4, width=16, heads=2), MoEConfig(experts=4, active=2, granularity=8, **carrying)
+    buffers = NameMap(model, moe, one_rank).buffers(build(model, moe).stage)
+    assert {buffer.piece.name: buffer.piece.shape for buffer in buffers} == buffer_shapes(model, moe)
+    assert buffer_shapes(model, None) == {}
 
 
 def test_every_parameter_has_an_entry(built: Any) -> None:
@@ -93,7 +110,7 @@ def test_roles(built: Any) -> None:
         role = entry.role
         assert not any((role.tensor_sharded, role.tensor_summed, role.tied_copy))
         assert role.expert == (".experts." in name)
-        assert role.decay == ("norm" not in name)
+        assert role.decay == ("norm" not in name and not name.endswith(".bias"))
 
 
 def test_an_unknown_parameter_is_refused(build: Callable[..., Any], one_rank: Any) -> None:

@@ -111,7 +111,7 @@ def capture_gradients(setup, into):
 
     def capturing(lr):
         held = [(p, first, g.clone()) for p, first, g in engine.reduced_gradients()]
-        into.append(boxes(setup.state.boxes_of("gradient", held)))
+        into.append(boxes(box for one in setup.state.held_as("gradient", held) for box in one.boxes()))
         step(lr)
 
     engine.step = capturing

@@ -170,6 +170,7 @@ UNSCIENTIFIC: list[dict[str, Any]] = [
     {"runtime": {"threads": 1}},
     {"logging": {"tensorboard": False}},
     {"checkpoint": {"every": 5}},
+    {"checkpoint": {"keep_every": 5, "async": False}},
     {"name": "other"},
     {"data": {"path": "/elsewhere"}},
     {"training": {"micro_batch": 2}},
@@ -198,8 +199,17 @@ def test_what_changes_the_science(change: dict[str, Any]) -> None:
     assert run(change).scientific_hash != run().scientific_hash
 
 
+def test_keys_that_came_later_leave_names_as_they_were() -> None:
+    """Hashes that an older version gave, which its records hold; a later key counts where it changes something."""
+    assert run().scientific_hash == "f96419656cf29c95"
+    assert run(MOE).scientific_hash == "23303ba833c706e5"
+    assert run().config_hash == "cae043a5a5eb871c"
+    later = ({"norm_eps": 1e-6}, {"rotary_fraction": 0.5}, {"qkv_bias": True}, {"rope_base": 10_000.5})
+    assert len({run().scientific_hash, *(run({"model": keys}).scientific_hash for keys in later)}) == 5
+
+
 def test_spelling_does_not_change_a_hash() -> None:
-    spelled = run({"model": {"kv_heads": 4, "ffn": 256}, "training": {"seed": 0}})
+    spelled = run({"model": {"kv_heads": 4, "ffn": 256, "rope_base": 1e4}, "training": {"seed": 0}})
     assert spelled.config_hash == run().config_hash
 
 
@@ -210,6 +220,17 @@ def test_a_resolved_file_is_the_run(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run(MOE).model_dump(mode="json")))
     assert load_run(path) == run(MOE)
+
+
+def test_the_key_async_is_no_word_of_python(tmp_path: Path) -> None:
+    """In files, overrides and what is stored it is ``checkpoint.async``."""
+    import yaml
+
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run({"checkpoint": {"async": False}}).model_dump(mode="json")))
+    assert yaml.safe_load(path.read_text())["checkpoint"]["async"] is False
+    assert load_run(path).checkpoint.async_ is False
+    assert load_run(path, ["checkpoint.async=true"]).checkpoint.async_ is True
 
 
 def test_loading_names_the_run_after_its_file(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from saving import save
 
 from moescale.base.config import validate
 from moescale.base.errors import UserError
 from moescale.checkpoint.state import LogicalState
-from moescale.checkpoint.storage import Checkpoint, folder_of, save
+from moescale.checkpoint.storage import Checkpoint, folder_of
 from moescale.training.config import OptimizerConfig
 from moescale.training.optimizer import make_optimizer
 
@@ -46,7 +47,7 @@ def test_a_step_goes_down_the_gradient(train: Callable[..., Any], zero: int) -> 
 def test_resuming_is_bit_exact(train: Callable[..., Any], tmp_path: Path, zero: int) -> None:
     original, resumed = train(zero, "fp32", sgd), train(zero, "fp32", sgd)
     step(original, 0)
-    save(tmp_path, 1, LogicalState(original.engine, original.entries, original.buffers).boxes(), {})
+    save(tmp_path, 1, LogicalState(original.engine, original.entries, original.buffers).held(), {})
     LogicalState(resumed.engine, resumed.entries, resumed.buffers).load(Checkpoint(folder_of(tmp_path, 1)))
     resumed.engine.steps_taken = original.engine.steps_taken
     for made in (original, resumed):

@@ -1,0 +1,103 @@
+"""Going on from a checkpoint on the same ranks, on others and on another number of them, in real runs."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fake_ranks import whole_tensors
+
+from moescale.checkpoint.storage import Checkpoint, folder_of, steps_in
+from moescale.scaling.record import Record, read_record, same
+
+pytestmark = pytest.mark.distributed
+# What a step leaves to the next one besides parameters and moments: selection biases and loads.
+CARRYING = {"experts": 4, "active": 2, "expert_width": 24, "balance": "global", "bias_rate": 0.01, "capacity": 1.0}
+Train = Callable[..., Record]
+
+
+@pytest.fixture
+def train(run_ranks: Any, small_run: Any, here: Path, tmp_path: Path) -> Train:
+    """``train(folder, ranks, steps=, parallel=, ...)``: run to the end on real ranks; returns the record."""
+
+    def run(folder: Path, ranks: int, steps: int, **changes: Any) -> Record:
+        settings = {"every": 6, "keep_every": 6}
+        content = small_run(training={"steps": steps}, moe=CARRYING, checkpoint=settings, eval={}, **changes)
+        config = tmp_path / f"{folder.name}.yaml"
+        config.write_text(yaml.safe_dump(content))
+        run_ranks([str(here / "run_worker.py"), str(config), str(folder)], ranks)
+        return read_record(folder, strict=True)
+
+    return run
+
+
+def as_of(source: Path, step: int, target: Path) -> Path:
+    """The run in ``source`` as if it had been killed after its checkpoint of ``step``."""
+    shutil.copytree(source, target)
+    (target / "status.json").unlink()
+    for later in steps_in(target / "checkpoints"):
+        if later > step:
+            shutil.rmtree(folder_of(target / "checkpoints", later))
+    return target
+
+
+def assert_goes_on(found: Record, wanted: Record, first: int) -> None:
+    """The loss within 1e-4 in every step after ``first``, what the router does too, and every step once."""
+    assert found.headers[-1]["resumed_from"] == first
+    assert [line["step"] for line in found.steps] == [line["step"] for line in wanted.steps]
+    for mine, theirs in zip(found.steps[first:], wanted.steps[first:], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4), mine["step"]
+        assert mine["tokens"] == theirs["tokens"]
+        for layer, other in zip(mine["router"], theirs["router"], strict=True):
+            assert layer["bias_range"] == pytest.approx(other["bias_range"])
+
+
+def test_the_loss_of_spread_experts_goes_on_as_if_nothing_had_happened(train: Train, tmp_path: Path) -> None:
+    """Megatron-LM#761: with expert parallelism the loss after a resume was another than without one.
+
+    Dense and expert parameters have optimizer states of their own; both must come back, on two ranks, bit for bit.
+    """
+    layout = {"parallel": {"expert": 2}}
+    whole = train(tmp_path / "whole", 2, 12, **layout)
+    resumed = train(as_of(tmp_path / "whole", 6, tmp_path / "resumed"), 2, 12, **layout)
+    assert resumed.headers[-1]["resumed_from"] == 6
+    assert same(whole, resumed) == []
+    one, other = (Checkpoint(folder_of(tmp_path / name / "checkpoints", 12)) for name in ("whole", "resumed"))
+    assert one.extra == other.extra
+    found = whole_tensors(other)
+    for key, values in whole_tensors(one).items():
+        assert torch.equal(values, found[key]), key
+
+
+def test_another_layout_and_back(train: Train, tmp_path: Path) -> None:
+    """One rank, then two with experts and tensors spread, then one again."""
+    whole = train(tmp_path / "whole", 1, 18)
+    moved = as_of(tmp_path / "whole", 6, tmp_path / "moved")
+    spread = train(moved, 2, 18, parallel={"tensor": 2, "expert": 2})
+    assert_goes_on(spread, whole, 6)
+    back = train(as_of(moved, 12, tmp_path / "back"), 1, 18)
+    assert_goes_on(back, whole, 12)
+    assert [header["topology"]["world"] for header in back.headers] == [1, 2, 1]
+
+
+LAYOUTS = {
+    "dp2": (2, {}),
+    "ep2": (2, {"expert": 2}),
+    "tp2": (2, {"tensor": 2}),
+    "pp2": (2, {"pipeline": 2}),
+    "tp2-ep2-dp2": (4, {"tensor": 2, "expert": 2}),
+    "pp2-ep2": (4, {"pipeline": 2, "expert": 2}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_steps_at_other_layouts(train: Train, tmp_path: Path) -> None:
+    """From one rank to six layouts on two and four: a hundred fp32 steps within 1e-4 of those of one rank."""
+    whole = train(tmp_path / "whole", 1, 106)
+    for name, (ranks, parallel) in LAYOUTS.items():
+        folder = as_of(tmp_path / "whole", 6, tmp_path / name)
+        assert_goes_on(train(folder, ranks, 106, parallel=parallel), whole, 6)
