@@ -7,7 +7,7 @@ safetensors, which any program that knows these can open; here they are read by 
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,11 @@ class Written:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "shards": {name: asdict(shard) for name, shard in self.shards.items()},
-            "tensors": {name: asdict(tensor) for name, tensor in self.tensors.items()},
+            "shards": {name: vars(shard) for name, shard in self.shards.items()},
+            "tensors": {
+                name: {"shape": tensor.shape, "dtype": tensor.dtype, "boxes": [vars(box) for box in tensor.boxes]}
+                for name, tensor in self.tensors.items()
+            },
         }
 
     def save(self, path: Path) -> None:

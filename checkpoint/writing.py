@@ -5,6 +5,7 @@ import os
 import struct
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .shards import BLOCK, DTYPES, HEADER, Abandoned, BadCheckpoint, Shard, Stor
 
 LARGEST = 1 << 30  # bytes of tensors in a file; a single tensor may be larger
 FLUSH = 32 << 20  # bytes written after which the disk is set to work
+SMALL = 1 << 20  # bytes whose checksum takes no longer than handing them to another thread
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -37,6 +39,7 @@ class ShardWriter:
         self._stop = stop or threading.Event()
         self._written = Written({}, {})
         self._open: _OpenShard | None = None
+        self._unsettled: tuple[list[StoredBox], StoredBox, Future[tuple[str, ...]]] | None = None
         self._on_the_way: list[Future[None]] = []
         self._helper = ThreadPoolExecutor(1)
 
@@ -53,27 +56,36 @@ class ShardWriter:
         if self._open is None:
             self._open = _OpenShard(self._folder / f"{self._prefix}-{len(self._written.shards):03d}.safetensors")
         offset = self._open.enter(entry, _SAFETENSORS[dtype], extent, len(data))
-        tensor.boxes.append(StoredBox(start, extent, self._open.path.name, offset, self._write(offset, data)))
+        self._write(offset, data)
+        self._settle()
+        box = StoredBox(start, extent, self._open.path.name, offset, ())
+        if len(data) > SMALL:
+            self._unsettled = (tensor.boxes, box, self._helper.submit(_checksums, data))
+        else:
+            tensor.boxes.append(replace(box, crc32=_checksums(data)))
 
     def close(self) -> Written:
         """Finish the last file; everything is on the disk when this returns."""
+        self._settle()
         self._finish()
         for file in self._on_the_way:
             file.result()
         self._helper.shutdown()
         return self._written
 
-    def _write(self, offset: int, data: memoryview) -> tuple[str, ...]:
-        """Write ``data``; returns the checksums of its blocks."""
+    def _settle(self) -> None:
+        """Wait for the checksums of the last box: no more than one box and the next are ever held."""
+        if self._unsettled is not None:
+            boxes, box, checksums = self._unsettled
+            boxes.append(replace(box, crc32=checksums.result()))
+            self._unsettled = None
+
+    def _write(self, offset: int, data: memoryview) -> None:
         assert self._open is not None
-        blocks = [data[first : first + BLOCK] for first in range(0, len(data), BLOCK)]
-        checksums = self._helper.map(crc32, blocks) if len(blocks) > 1 else map(crc32, blocks)
-        for block in blocks:
+        for first in range(0, len(data), BLOCK):
             if self._stop.is_set():
                 raise Abandoned
-            self._open.write(offset, block)
-            offset += len(block)
-        return tuple(checksums)
+            self._open.write(offset + first, data[first : first + BLOCK])
 
     def _finish(self) -> None:
         if self._open is not None:
@@ -94,8 +106,7 @@ class _OpenShard:
         self._back = bytearray(BLOCK)
 
     def has_room(self, entry: str, extent: tuple[int, ...], size: int) -> bool:
-        room = len(entry) + len(str(extent)) + 80  # and names, places and punctuation
-        return self._end - HEADER + size <= LARGEST and self._entries_bytes + room <= HEADER - 8
+        return self._end - HEADER + size <= LARGEST and self._entries_bytes + _room(entry, extent) <= HEADER - 8
 
     def enter(self, entry: str, dtype: str, extent: tuple[int, ...], size: int) -> int:
         """Take a box into the header; returns its place."""
@@ -105,15 +116,13 @@ class _OpenShard:
             "shape": extent,
             "data_offsets": [place - HEADER, place - HEADER + size],
         }
-        self._entries_bytes += len(json.dumps({entry: self._entries[entry]}))
+        self._entries_bytes += _room(entry, extent)
         self._end += size
         return place
 
     def write(self, place: int, block: memoryview) -> None:
         """Write ``block`` and see that it comes back."""
-        done = 0
-        while done < len(block):
-            done += os.pwrite(self._file.fileno(), block[done:], place + done)
+        self._put(place, block)
         back = self._back if len(block) == BLOCK else bytearray(len(block))
         if os.preadv(self._file.fileno(), [back], place) != len(block) or back != block:
             raise BadCheckpoint(f"{self.path}: what was written at {place} came back different")
@@ -126,13 +135,27 @@ class _OpenShard:
         """Write the header."""
         text = json.dumps(self._entries, separators=(",", ":")).encode()
         header = struct.pack("<Q", HEADER - 8) + text.ljust(HEADER - 8)
-        os.pwrite(self._file.fileno(), header, 0)
+        self._put(0, memoryview(header))
         return Shard(self._end, crc32(header))
+
+    def _put(self, place: int, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:], place + done)
 
     def force(self) -> None:
         """Wait until it is on the disk."""
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _room(entry: str, extent: tuple[int, ...]) -> int:
+    """Bytes that a box takes in a header, at most."""
+    return len(entry) + len(str(extent)) + 80  # names of the fields, places, punctuation
+
+
+def _checksums(data: memoryview) -> tuple[str, ...]:
+    return tuple(crc32(data[first : first + BLOCK]) for first in range(0, len(data), BLOCK))
 
 
 def _bytes_of(values: Tensor) -> memoryview:

@@ -140,7 +140,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
         assert checkpoint.whole("master", str(number))[0, 0] == number
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 << 20  # Python's own buffers
+    assert peak < 8 << 20  # Python's own buffers
     assert most < 8 << 20  # and torch's
 
 
