@@ -24,7 +24,7 @@ _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 class ShardWriter:
     """Writes boxes into ``PREFIX-000.safetensors`` and so on, and reads back what it has written.
 
-    A helper thread computes checksums while the next block is written, and waits for the disk.
+    One helper thread computes checksums while the next box is written, one waits until a finished file is on the disk.
 
     Args:
         stop: when it is set, writing ends with `Abandoned`.
@@ -41,7 +41,7 @@ class ShardWriter:
         self._open: _OpenShard | None = None
         self._unsettled: tuple[list[StoredBox], StoredBox, Future[tuple[str, ...]]] | None = None
         self._on_the_way: list[Future[None]] = []
-        self._helper = ThreadPoolExecutor(1)
+        self._helpers = ThreadPoolExecutor(2)
 
     def add(self, part: str, name: str, shape: tuple[int, ...], start: tuple[int, ...], values: Tensor) -> None:
         """Write ``values``, the box at ``start`` of a logical tensor of ``shape``."""
@@ -60,7 +60,7 @@ class ShardWriter:
         self._settle()
         box = StoredBox(start, extent, self._open.path.name, offset, ())
         if len(data) > SMALL:
-            self._unsettled = (tensor.boxes, box, self._helper.submit(_checksums, data))
+            self._unsettled = (tensor.boxes, box, self._helpers.submit(_checksums, data))
         else:
             tensor.boxes.append(replace(box, crc32=_checksums(data)))
 
@@ -70,7 +70,7 @@ class ShardWriter:
         self._finish()
         for file in self._on_the_way:
             file.result()
-        self._helper.shutdown()
+        self._helpers.shutdown()
         return self._written
 
     def _settle(self) -> None:
@@ -90,7 +90,7 @@ class ShardWriter:
     def _finish(self) -> None:
         if self._open is not None:
             self._written.shards[self._open.path.name] = self._open.finish()
-            self._on_the_way.append(self._helper.submit(self._open.force))
+            self._on_the_way.append(self._helpers.submit(self._open.force))
             self._open = None
 
 

@@ -107,6 +107,34 @@ def test_the_loss_of_spread_experts_goes_on_as_if_nothing_had_happened(train: Tr
         assert torch.equal(values, found[key]), key
 
 
+def test_a_checkpoint_that_is_damaged_for_one_rank_serves_none(train: Train, tmp_path: Path) -> None:
+    """Each rank reads its own part alone; all go back to the one before, and what was read of this one is gone."""
+    layout = {"parallel": {"expert": 2}}
+    whole = train(tmp_path / "whole", 2, 18, **layout)
+    folder = as_of(tmp_path / "whole", 12, tmp_path / "damaged")
+    shard = folder_of(folder / "checkpoints", 12) / "rank-00001-000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 32
+    shard.write_bytes(content)
+    found = train(folder, 2, 18, **layout)
+    assert same(whole, found) == []
+    assert found.headers[-1]["resumed_from"] == 6
+    assert any(e["what"] == "damaged checkpoint" and "rank-00001-000" in e["why"] for e in found.events)
+
+
+def test_without_a_good_checkpoint_a_run_starts_anew(train: Train, tmp_path: Path) -> None:
+    """Nothing of what was read stays behind, in the model or in the optimizer."""
+    whole = train(tmp_path / "whole", 1, 9)
+    folder = as_of(tmp_path / "whole", 6, tmp_path / "damaged")
+    shard = folder_of(folder / "checkpoints", 6) / "rank-00000-000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 32  # the last of what is read
+    shard.write_bytes(content)
+    found = train(folder, 1, 9)
+    assert found.headers[-1]["resumed_from"] is None
+    assert same(whole, found) == []
+
+
 def test_another_layout_and_back(train: Train, tmp_path: Path) -> None:
     """One rank, then two with experts and tensors spread, then one again."""
     whole = train(tmp_path / "whole", 1, 18)
