@@ -135,7 +135,7 @@ class Saver:
         except OSError as error:
             self._remove_own(folder)  # a full disk has room again for what else must be written
             said = f"{error.strerror} (while the checkpoint of step {step} was saved; older ones are intact)"
-            self._error = OSError(error.errno, said, error.filename)
+            self._error = OSError(error.errno, said, error.filename or str(folder))
         except BaseException as error:
             self._error = error
 

@@ -197,11 +197,15 @@ def test_a_rank_whose_disk_refuses_a_checkpoint(begin: Begin, settings: dict[str
     """Its main thread says so; rank 0, whose thread or main thread waits for that rank's shard, ends too."""
     world = begin(2, faults={1: ["disk", 2]}, checkpoint={**settings, "keep": 9}, moe=MIXTURE, training=ENDLESS)
     assert world.ends([0, 1], within=60) == [1, 1]
-    expected = rf"rank 1 on {HOST}: OSError: \[Errno 27\] File too large \(while the checkpoint of step 3 was saved; "
+    # In the background the checkpoint before may still be on its way when the disk begins to refuse.
+    steps = "[23]" if settings["every"] == 1 else "3"
+    expected = (
+        rf"rank 1 on {HOST}: OSError: \[Errno 27\] File too large \(while the checkpoint of step {steps} was saved; "
+    )
     assert re.match(expected, said(world, 0))
     assert re.match(expected, world.reason())
     root = world.folder / "checkpoints"
-    assert steps_in(root) == ([1, 2] if settings["every"] == 1 else [])
+    assert steps_in(root) in ([[1], [1, 2]] if settings["every"] == 1 else [[]])
     for step in steps_in(root):
         Checkpoint(folder_of(root, step)).verify()
 
