@@ -33,6 +33,7 @@ bench: $(READY)
 	$(RUN) -m moescale bench moe
 	$(RUN) -m moescale bench dispatch
 	$(RUN) -m moescale bench exchange
+	$(RUN) -m moescale bench checkpoint
 
 # After a change in csrc/; set-up does it too.
 native:

@@ -33,10 +33,15 @@ class Cut:
     piece: Piece
     stretches: tuple[tuple[int, int], ...]
 
+    @property
+    def is_view(self) -> bool:
+        """Whether its elements lie together, so that `read` copies nothing."""
+        return len(self.stretches) == 1
+
     def read(self, flat: Tensor) -> Tensor:
-        """The box's values out of the range; a view where they lie together."""
+        """The box's values out of the range."""
         parts = [flat.narrow(0, first, length) for first, length in self.stretches]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(self.piece.extent)
+        return (parts[0] if self.is_view else torch.cat(parts)).view(self.piece.extent)
 
     def write(self, flat: Tensor, box: Tensor) -> None:
         """Store the box's values into the range."""

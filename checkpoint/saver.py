@@ -23,8 +23,9 @@ from torch import Tensor
 
 from .boxes import Held
 from .manifest import Manifest, merged
-from .shards import Abandoned, ShardWriter, Written, verify
+from .shards import Abandoned, Written
 from .storage import beside, publish, sweep
+from .writing import ShardWriter
 
 POLL = 0.01  # seconds between looks for the other ranks' descriptions
 
@@ -134,7 +135,7 @@ class Saver:
         except OSError as error:
             self._remove_own(folder)  # a full disk has room again for what else must be written
             said = f"{error.strerror} (while the checkpoint of step {step} was saved; older ones are intact)"
-            self._error = OSError(error.errno, said, error.filename)
+            self._error = OSError(error.errno, said, error.filename or str(folder))
         except BaseException as error:
             self._error = error
 
@@ -147,7 +148,6 @@ class Saver:
             for box in one.boxes():
                 writer.add(box.part, box.piece.name, box.piece.shape, box.piece.start, box.values)
         written = writer.close()
-        verify(folder, written, self._given_up)
         if self._rank != 0:
             written.save(folder / _description(self._rank))
             return
@@ -184,11 +184,34 @@ class HostBuffers:
 
     def copy(self, held: list[Held]) -> list[Held]:
         """The same ranges with values in the buffer; the sources may change when this returns."""
-        counts = [one.values.numel() for one in held]
+        sources = [one.values.detach() for one in held]
+        counts = [values.numel() for values in sources]
         if self._flat is None or self._flat.numel() < sum(counts):
             self._flat = torch.empty(sum(counts), dtype=torch.float32, pin_memory=torch.cuda.is_available())
-        targets = list(self._flat[: sum(counts)].split(counts))
-        torch._foreach_copy_(targets, [one.values.detach() for one in held], non_blocking=True)
+        targets = self._flat[: sum(counts)]
+        joined = joined_neighbours(sources)
+        for source, target in zip(joined, targets.split([values.numel() for values in joined]), strict=True):
+            target.copy_(source, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return [replace(one, values=target) for one, target in zip(held, targets, strict=True)]
+        return [replace(one, values=target) for one, target in zip(held, targets.split(counts), strict=True)]
+
+
+def joined_neighbours(flat: list[Tensor]) -> list[Tensor]:
+    """Views of the same elements in the same order, where one tensor goes on as the next one in memory: as one.
+
+    Masters and moments lie in a few large tensors, and a few large copies are faster than many small ones.
+    """
+    found: list[Tensor] = []
+    for values in flat:
+        last = found[-1] if found else None
+        if last is not None and values.data_ptr() == last.data_ptr() + last.nbytes and _same_memory(values, last):
+            found[-1] = last.as_strided((last.numel() + values.numel(),), (1,))
+        else:
+            found.append(values)
+    return found
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return same and one.dtype == other.dtype

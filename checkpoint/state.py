@@ -29,8 +29,8 @@ class BoxReader(Protocol):
     def tensors(self, part: str) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what there is of a part."""
 
-    def box(self, part: str, piece: Piece) -> Tensor:
-        """Values of ``piece`` in its box's shape, float32."""
+    def read(self, part: str, piece: Piece, values: Tensor) -> None:
+        """Fill ``values``, of the shape of ``piece``."""
 
 
 class LogicalState:
@@ -95,9 +95,12 @@ class LogicalState:
                     values.zero_()
                     continue
                 for cut in cuts:
-                    cut.write(values, reader.box(part, cut.piece))
+                    box = cut.read(values)
+                    reader.read(part, cut.piece, box)
+                    if not cut.is_view:
+                        cut.write(values, box)
         for buffer in self.buffers:
-            buffer.values.copy_(reader.box(BUFFER, buffer.piece))
+            reader.read(BUFFER, buffer.piece, buffer.values)
 
     def _cuts(self, parameter: nn.Parameter, start: int, count: int) -> tuple[Cut, ...]:
         key = (parameter, start, count)

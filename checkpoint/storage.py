@@ -18,7 +18,9 @@ from torch import Tensor
 from ..base.files import sync
 from ..models.names import Piece
 from .manifest import Manifest, load_manifest, merged
-from .shards import BadCheckpoint, ShardReader, ShardWriter, StoredBox, verify
+from .reading import ShardReader, verify
+from .shards import BadCheckpoint, StoredBox
+from .writing import ShardWriter
 
 _NAME = re.compile(r"step-(\d{8})$")
 
@@ -76,9 +78,7 @@ def write_whole(root: Path, step: int, tensors: Iterable[tuple[str, str, Tensor]
         for part, name, values in tensors:
             shape = tuple(values.shape)
             writer.add(part, name, shape, (0,) * len(shape), values)
-        written = merged([writer.close()])
-        verify(folder, written)
-        return publish(root, Manifest(step, extra, written), folder)
+        return publish(root, Manifest(step, extra, merged([writer.close()])), folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -130,7 +130,13 @@ class Checkpoint:
         return self.box(part, Piece(name, shape, (0,) * len(shape), shape, lambda t: t))
 
     def box(self, part: str, piece: Piece) -> Tensor:
-        """The values of ``piece``, float32, put together from every stored box that overlaps it.
+        """The values of ``piece``, float32; raises as `read` does."""
+        values = torch.empty(piece.extent, dtype=torch.float32)
+        self.read(part, piece, values)
+        return values
+
+    def read(self, part: str, piece: Piece, values: Tensor) -> None:
+        """Fill ``values``, of the shape of ``piece``, from every stored box that overlaps it.
 
         Raises:
             Mismatch: this checkpoint holds no such tensor, or one of another shape.
@@ -142,11 +148,9 @@ class Checkpoint:
             raise Mismatch(f"{self.folder}: holds no {name}")
         if stored.shape != piece.shape:
             raise Mismatch(f"{self.folder}: {name} has shape {list(stored.shape)}, the model needs {piece.shape}")
-        values = torch.empty(piece.extent, dtype=torch.float32)
         filled = sum(self._copy_overlap(values, piece, stored.dtype, box) for box in stored.boxes)
         if filled != values.numel():
             raise BadCheckpoint(f"{self.folder}: boxes of {name} overlap or leave gaps")
-        return values
 
     def _copy_overlap(self, values: Tensor, piece: Piece, dtype: str, box: StoredBox) -> int:
         source, target = [], []

@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="a layer (moe), its operations (dispatch), rows between ranks (exchange), a step")
+        str,
+        typer.Argument(
+            help="a layer (moe), its operations (dispatch), rows between ranks (exchange), a step, a checkpoint"
+        ),
     ],
     against: Annotated[str | None, typer.Option(metavar="LIST", help="peers beside ours; default: all")] = None,
     case: Annotated[str | None, typer.Option(metavar="LIST", help="default: those the benchmark runs")] = None,

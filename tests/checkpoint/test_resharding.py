@@ -9,7 +9,7 @@ import torch
 from fake_ranks import Layout, save_from, states_of, whole_tensors
 from torch import Tensor
 
-from moescale.checkpoint.shards import ShardReader
+from moescale.checkpoint.reading import ShardReader
 from moescale.checkpoint.state import LogicalState
 from moescale.checkpoint.storage import Checkpoint, write_whole
 from moescale.models.config import ModelConfig

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from moescale.checkpoint.manifest import Manifest, merged
-from moescale.checkpoint.shards import ShardWriter
 from moescale.checkpoint.state import LogicalState
 from moescale.checkpoint.storage import Checkpoint, publish
+from moescale.checkpoint.writing import ShardWriter
 from moescale.compat.cuda_standin import install
 from moescale.models.config import ModelConfig
 from moescale.models.names import NameMap

@@ -5,6 +5,7 @@ A fault is ``[kind, step]``: what happens on that rank before that step (from 0)
 """
 
 import os
+import resource
 import sys
 import time
 import traceback
@@ -27,6 +28,8 @@ def fail(kind, setup):
         raise MemoryError("no room for the activations")
     if kind == "sleep":
         time.sleep(1000)
+    if kind == "disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     if kind == "parameter":
         poison(setup, "layers.1.moe.experts.3.down")
     if kind == "gradient":

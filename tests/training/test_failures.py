@@ -13,6 +13,7 @@ import pytest
 import yaml
 from warm_server import Server
 
+from moescale.checkpoint.storage import Checkpoint, folder_of, steps_in
 from moescale.compat.native import load_native
 from moescale.scaling.record import read_record
 from moescale.training.status import read_status
@@ -189,6 +190,24 @@ def test_a_rank_that_fails_by_itself(begin: Begin) -> None:
     assert world.reason() == expected
     assert "Traceback" in world.output(1)
     assert "Traceback" not in world.output(0)
+
+
+@pytest.mark.parametrize("settings", [{"every": 1}, {"every": 3, "async": False}], ids=["background", "foreground"])
+def test_a_rank_whose_disk_refuses_a_checkpoint(begin: Begin, settings: dict[str, Any]) -> None:
+    """Its main thread says so; rank 0, whose thread or main thread waits for that rank's shard, ends too."""
+    world = begin(2, faults={1: ["disk", 2]}, checkpoint={**settings, "keep": 9}, moe=MIXTURE, training=ENDLESS)
+    assert world.ends([0, 1], within=60) == [1, 1]
+    # In the background the checkpoint before may still be on its way when the disk begins to refuse.
+    steps = "[23]" if settings["every"] == 1 else "3"
+    expected = (
+        rf"rank 1 on {HOST}: OSError: \[Errno 27\] File too large \(while the checkpoint of step {steps} was saved; "
+    )
+    assert re.match(expected, said(world, 0))
+    assert re.match(expected, world.reason())
+    root = world.folder / "checkpoints"
+    assert steps_in(root) in ([[1], [1, 2]] if settings["every"] == 1 else [[]])
+    for step in steps_in(root):
+        Checkpoint(folder_of(root, step)).verify()
 
 
 def test_a_rank_that_lives_but_does_not_come(begin: Begin) -> None:

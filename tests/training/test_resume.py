@@ -1,7 +1,9 @@
 """Going on from a checkpoint on the same ranks, on others and on another number of them, in real runs."""
 
 import shutil
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 import yaml
 from fake_ranks import whole_tensors
+from warm_server import Server
 
 from moescale.checkpoint.storage import Checkpoint, folder_of, steps_in
 from moescale.scaling.record import Record, read_record, same
@@ -19,8 +22,16 @@ CARRYING = {"experts": 4, "active": 2, "expert_width": 24, "balance": "global", 
 Train = Callable[..., Record]
 
 
+@pytest.fixture(scope="module")
+def server(here: Path) -> Iterator[Server]:
+    started = Server(here / "failing_server.py")
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
 @pytest.fixture
-def train(run_ranks: Any, small_run: Any, here: Path, tmp_path: Path) -> Train:
+def train(server: Server, small_run: Any, tmp_path: Path) -> Train:
     """``train(folder, ranks, steps=, parallel=, ...)``: run to the end on real ranks; returns the record."""
 
     def run(folder: Path, ranks: int, steps: int, **changes: Any) -> Record:
@@ -28,10 +39,34 @@ def train(run_ranks: Any, small_run: Any, here: Path, tmp_path: Path) -> Train:
         content = small_run(training={"steps": steps}, moe=CARRYING, checkpoint=settings, eval={}, **changes)
         config = tmp_path / f"{folder.name}.yaml"
         config.write_text(yaml.safe_dump(content))
-        run_ranks([str(here / "run_worker.py"), str(config), str(folder)], ranks)
+        logs = [tmp_path / f"{folder.name}.{rank}.log" for rank in range(ranks)]
+        common = {"config": str(config), "folder": str(folder), "fault": None}
+        environments = variables_of(ranks) if ranks > 1 else [{}]
+        running = {
+            server.ask({"start": {**common, "log": str(log), "environment": environment}}): log
+            for log, environment in zip(logs, environments, strict=True)
+        }
+        deadline = time.monotonic() + 60 + steps * ranks
+        while running:
+            for pid, log in list(running.items()):
+                code = server.ask({"poll": pid})
+                if code is not None:
+                    assert code == 0, log.read_text()[-4000:]
+                    del running[pid]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         return read_record(folder, strict=True)
 
     return run
+
+
+def variables_of(world: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(world)]
 
 
 def as_of(source: Path, step: int, target: Path) -> Path:
@@ -70,6 +105,34 @@ def test_the_loss_of_spread_experts_goes_on_as_if_nothing_had_happened(train: Tr
     found = whole_tensors(other)
     for key, values in whole_tensors(one).items():
         assert torch.equal(values, found[key]), key
+
+
+def test_a_checkpoint_that_is_damaged_for_one_rank_serves_none(train: Train, tmp_path: Path) -> None:
+    """Each rank reads its own part alone; all go back to the one before, and what was read of this one is gone."""
+    layout = {"parallel": {"expert": 2}}
+    whole = train(tmp_path / "whole", 2, 18, **layout)
+    folder = as_of(tmp_path / "whole", 12, tmp_path / "damaged")
+    shard = folder_of(folder / "checkpoints", 12) / "rank-00001-000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 32
+    shard.write_bytes(content)
+    found = train(folder, 2, 18, **layout)
+    assert same(whole, found) == []
+    assert found.headers[-1]["resumed_from"] == 6
+    assert any(e["what"] == "damaged checkpoint" and "rank-00001-000" in e["why"] for e in found.events)
+
+
+def test_without_a_good_checkpoint_a_run_starts_anew(train: Train, tmp_path: Path) -> None:
+    """Nothing of what was read stays behind, in the model or in the optimizer."""
+    whole = train(tmp_path / "whole", 1, 9)
+    folder = as_of(tmp_path / "whole", 6, tmp_path / "damaged")
+    shard = folder_of(folder / "checkpoints", 6) / "rank-00000-000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 32  # the last of what is read
+    shard.write_bytes(content)
+    found = train(folder, 1, 9)
+    assert found.headers[-1]["resumed_from"] is None
+    assert same(whole, found) == []
 
 
 def test_another_layout_and_back(train: Train, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from warm_server import Server
 
+from moescale.checkpoint.storage import Checkpoint, folder_of, steps_in
 from moescale.scaling.record import Record, read_record, same
 from moescale.training.status import current_status, read_status
 
@@ -213,6 +214,56 @@ def test_killed_twenty_five_times(write_config: Callable[..., Path], begin: Star
     killed = strict(tmp_path / "killed")
     assert same(strict(tmp_path / "undisturbed"), killed) == []
     assert len(killed.headers) >= 15
+
+
+def kill_while_saving(config: Path, folder: Path, begin: Starter, kills: int, seed: int) -> int:
+    """SIGKILL at random moments of writing, checking, renaming and pruning; returns kills that left a torn save."""
+    generator, root, torn = random.Random(seed), folder / "checkpoints", 0
+    for _ in range(kills):
+        old = set(root.glob(".step-*.tmp"))
+        process = begin(config, folder)
+        while process.poll() is None and not set(root.glob(".step-*.tmp")) - old:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.15))
+        assert process.poll() is None, process.output()
+        before = steps_in(root)
+        process.signal(signal.SIGKILL)
+        process.wait()
+        left = steps_in(root)
+        torn += bool(set(root.glob(".step-*.tmp")) - old)
+        assert left[-1:] >= before[-1:]
+        for step in left:
+            Checkpoint(folder_of(root, step)).verify()
+        # A save begins after every step, and waits for the one before: two steps at most are not in a checkpoint yet.
+        recorded = read_record(folder).last_step or 0
+        assert recorded - (left[-1] if left else 0) <= 2
+    return torn
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_killed_while_saving(kills: int, write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    """A checkpoint after every step, of a state large enough to take a while: always a good one is left."""
+    model = {"width": 128, "ffn": 256, "vocab_multiple": 1024}
+    changes = {"model": model, "moe": CARRYING, "eval": {}, "training": {"steps": 10 * kills, "batch": 1}}
+    finish(begin(write_config("undisturbed", **changes, checkpoint={"every": 0}), tmp_path / "undisturbed"))
+    config = write_config("killed", **changes, checkpoint={"every": 1, "keep": 2})
+    torn = kill_while_saving(config, tmp_path / "killed", begin, kills, seed=3)
+    finish(begin(config, tmp_path / "killed"))
+    assert same(strict(tmp_path / "undisturbed"), strict(tmp_path / "killed")) == []
+    assert len(strict(tmp_path / "killed").headers) == kills + 1
+    assert kills < 10 or torn > kills / 4
+    assert not list((tmp_path / "killed/checkpoints").glob(".*"))
+
+
+def test_which_checkpoints_stay(write_config: Callable[..., Path], begin: Starter, tmp_path: Path) -> None:
+    """The last, those of ``keep_every``, and the record says when each was saved; also without a second thread."""
+    for background in (True, False):
+        settings = {"every": 2, "keep": 1, "keep_every": 6, "async": background}
+        folder = tmp_path / str(background)
+        finish(begin(write_config("run", training={"steps": 15}, eval={}, checkpoint=settings), folder))
+        assert steps_in(folder / "checkpoints") == [6, 12, 15]
+        saved = [event["step"] for event in strict(folder).events if event["what"] == "saved"]
+        assert saved == [2, 4, 6, 8, 10, 12, 14, 15]
 
 
 @pytest.mark.parametrize("checkpoint_every", [5, 0], ids=["in a checkpoint", "in the record"])
