@@ -159,7 +159,8 @@ def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytes
         ]
         prepare(validate(RunConfig, cases[0]["config"], "case").data)
         (out / "job.json").write_text(json.dumps({"cases": cases, "out": str(out)}))
-        run_ranks([str(here / "parity_worker.py"), str(out / "job.json")], world.ranks, timeout=60 + 20 * len(cases))
+        seconds = 60 + 20 * (world.ranks + len(cases))
+        run_ranks([str(here / "parity_worker.py"), str(out / "job.json")], world.ranks, timeout=seconds)
         return out
 
     def get(where: str, name: str) -> list[dict[str, Any]]:
