@@ -134,12 +134,15 @@ class TensorFiles:
         dtype = self.stored[name].dtype
         if dtype not in DTYPES:
             raise UserError(f"{name} is stored as {dtype}; {', '.join(DTYPES)} can be converted, quantised weights not")
-        tensor: Tensor = self._files[self._place[name]].get_tensor(name)
-        return tensor
+        return self._raw(name)
 
     def checksum(self, name: str) -> int:
-        """CRC-32 of a tensor's bytes."""
-        return checksum(self.read(name))
+        """CRC-32 of a tensor's bytes, whatever its dtype."""
+        return checksum(self._raw(name))
+
+    def _raw(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[self._place[name]].get_tensor(name)
+        return tensor
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -204,13 +204,14 @@ def test_tokenizer_files_go_along(mixtral: Any, convert: Callable[..., Any], tmp
 def test_layers_that_predict_further_tokens_are_left_out(
     make_foreign: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """As GLM-4.5 is published: one more layer in the files, which transformers passes over too."""
+    """As GLM-4.5 is published: one more layer in the files, which transformers passes over too. Any dtype will do."""
     from safetensors.torch import save_file
 
     foreign = make_foreign("glm4", tmp_path / "model")
     path = foreign.folder / "model.safetensors"
     tensors = load_file(path)
     further = {"model.layers.3.eh_proj.weight": torch.ones(32, 64), "model.layers.3.enorm.weight": torch.ones(32)}
+    further["model.layers.3.scale"] = torch.ones(3, dtype=torch.int8)
     save_file({**tensors, **further}, path, metadata={"format": "pt"})
     ledger = convert(foreign.folder, tmp_path / "ours", "moescale")
     left = {entry.name: entry.why for entry in ledger.entries if entry.fate == "left out"}
