@@ -1,5 +1,6 @@
 """What `bench checkpoint` measures: a model's whole state, and what is done to it."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -46,6 +47,7 @@ def state_of(case: CheckpointCase) -> LogicalState:
     for owned in engine.slices():
         for values in owned.moments.values():
             values.normal_()
+    gc.freeze()  # as a run does (training/setup.py): full collections would walk over all imports again
     return LogicalState(engine, entries, names.buffers(stage))
 
 

@@ -16,7 +16,6 @@ from .shards import BLOCK, DTYPES, HEADER, Abandoned, BadCheckpoint, Shard, Stor
 
 LARGEST = 1 << 30  # bytes of tensors in a file; a single tensor may be larger
 FLUSH = 32 << 20  # bytes written after which the disk is set to work
-SMALL = 1 << 20  # bytes whose checksum takes no longer than handing them to another thread
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -39,7 +38,10 @@ class ShardWriter:
         self._stop = stop or threading.Event()
         self._written = Written({}, {})
         self._open: _OpenShard | None = None
-        self._unsettled: tuple[list[StoredBox], StoredBox, Future[tuple[str, ...]]] | None = None
+        self._batch: list[tuple[list[StoredBox], StoredBox, memoryview]] = []
+        self._batch_bytes = 0
+        self._unsettled: list[tuple[list[StoredBox], StoredBox]] = []
+        self._checksums: Future[list[tuple[str, ...]]] | None = None
         self._on_the_way: list[Future[None]] = []
         self._helpers = ThreadPoolExecutor(2)
 
@@ -56,16 +58,15 @@ class ShardWriter:
         if self._open is None:
             self._open = _OpenShard(self._folder / f"{self._prefix}-{len(self._written.shards):03d}.safetensors")
         offset = self._open.enter(entry, _SAFETENSORS[dtype], extent, len(data))
-        self._write(offset, data)
-        self._settle()
-        box = StoredBox(start, extent, self._open.path.name, offset, ())
-        if len(data) > SMALL:
-            self._unsettled = (tensor.boxes, box, self._helpers.submit(_checksums, data))
-        else:
-            tensor.boxes.append(replace(box, crc32=_checksums(data)))
+        self._write(data)
+        self._batch.append((tensor.boxes, StoredBox(start, extent, self._open.path.name, offset, ()), data))
+        self._batch_bytes += len(data)
+        if self._batch_bytes >= BLOCK:
+            self._hand_over()
 
     def close(self) -> Written:
         """Finish the last file; everything is on the disk when this returns."""
+        self._hand_over()
         self._settle()
         self._finish()
         for file in self._on_the_way:
@@ -73,19 +74,25 @@ class ShardWriter:
         self._helpers.shutdown()
         return self._written
 
-    def _settle(self) -> None:
-        """Wait for the checksums of the last box: no more than one box and the next are ever held."""
-        if self._unsettled is not None:
-            boxes, box, checksums = self._unsettled
-            boxes.append(replace(box, crc32=checksums.result()))
-            self._unsettled = None
+    def _hand_over(self) -> None:
+        """Have the checksums of the boxes since the last time computed; no more than two such batches are ever held."""
+        self._settle()
+        self._unsettled = [(boxes, box) for boxes, box, _ in self._batch]
+        self._checksums = self._helpers.submit(_checksums, [data for *_, data in self._batch])
+        self._batch, self._batch_bytes = [], 0
 
-    def _write(self, offset: int, data: memoryview) -> None:
+    def _settle(self) -> None:
+        if self._checksums is not None:
+            for (boxes, box), crcs in zip(self._unsettled, self._checksums.result(), strict=True):
+                boxes.append(replace(box, crc32=crcs))
+            self._checksums = None
+
+    def _write(self, data: memoryview) -> None:
         assert self._open is not None
         for first in range(0, len(data), BLOCK):
             if self._stop.is_set():
                 raise Abandoned
-            self._open.write(offset + first, data[first : first + BLOCK])
+            self._open.write(data[first : first + BLOCK])
 
     def _finish(self) -> None:
         if self._open is not None:
@@ -102,7 +109,8 @@ class _OpenShard:
         self._file = path.open("x+b", buffering=0)
         self._entries: dict[str, dict[str, Any]] = {}
         self._entries_bytes = len("{}")
-        self._end = self._at_work = HEADER
+        self._end = self._done = self._at_work = HEADER  # of what was entered, written, sent to the disk
+        self._pending = bytearray()
         self._back = bytearray(BLOCK)
 
     def has_room(self, entry: str, extent: tuple[int, ...], size: int) -> bool:
@@ -120,19 +128,35 @@ class _OpenShard:
         self._end += size
         return place
 
-    def write(self, place: int, block: memoryview) -> None:
-        """Write ``block`` and see that it comes back."""
-        self._put(place, block)
-        back = self._back if len(block) == BLOCK else bytearray(len(block))
-        if os.preadv(self._file.fileno(), [back], place) != len(block) or back != block:
+    def write(self, data: memoryview) -> None:
+        """Write what comes next, small pieces together."""
+        if self._pending or len(data) < BLOCK:
+            self._pending += data
+        else:
+            self._put_and_check(data)
+        if len(self._pending) >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        pending, self._pending = self._pending, bytearray()
+        self._put_and_check(memoryview(pending))
+
+    def _put_and_check(self, data: memoryview) -> None:
+        """Write ``data`` and see that it comes back."""
+        place = self._done
+        self._put(place, data)
+        back = self._back if len(data) == BLOCK else bytearray(len(data))
+        if os.preadv(self._file.fileno(), [back], place) != len(data) or back != data:
             raise BadCheckpoint(f"{self.path}: what was written at {place} came back different")
-        if place + len(block) - self._at_work > FLUSH:
+        self._done += len(data)
+        if self._done - self._at_work > FLUSH:
             # The system begins to write this to the disk now, while the next blocks come, and not at the end.
-            os.posix_fadvise(self._file.fileno(), self._at_work, place - self._at_work, os.POSIX_FADV_DONTNEED)
-            self._at_work = place
+            os.posix_fadvise(self._file.fileno(), self._at_work, self._done - self._at_work, os.POSIX_FADV_DONTNEED)
+            self._at_work = self._done
 
     def finish(self) -> Shard:
         """Write the header."""
+        self.flush()
         text = json.dumps(self._entries, separators=(",", ":")).encode()
         header = struct.pack("<Q", HEADER - 8) + text.ljust(HEADER - 8)
         self._put(0, memoryview(header))
@@ -154,8 +178,8 @@ def _room(entry: str, extent: tuple[int, ...]) -> int:
     return len(entry) + len(str(extent)) + 80  # names of the fields, places, punctuation
 
 
-def _checksums(data: memoryview) -> tuple[str, ...]:
-    return tuple(crc32(data[first : first + BLOCK]) for first in range(0, len(data), BLOCK))
+def _checksums(boxes: list[memoryview]) -> list[tuple[str, ...]]:
+    return [tuple(crc32(data[first : first + BLOCK]) for first in range(0, len(data), BLOCK)) for data in boxes]
 
 
 def _bytes_of(values: Tensor) -> memoryview:
