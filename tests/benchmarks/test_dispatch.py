@@ -54,7 +54,7 @@ def test_bytes_moved_are_operands_and_results() -> None:
     """128 tokens of width 32 in float32, two visits each, to rows without padding."""
     layer = TINY[0].layer
     x, rows, visits = 128 * 32 * 4, 256 * 32 * 4, 256 * 8
-    assert bytes_moved("permute", operands("permute", layer)) == x + rows + visits
+    assert bytes_moved("permute", operands("permute", layer)) == x + rows + 2 * visits  # both ways round
     assert bytes_moved("combine", operands("combine", layer)) == rows + visits + 256 * 4 + x
     gate_up, act, weight = 256 * 32 * 4, 256 * 16 * 4, 256 * 4
     moved = gate_up + act + weight + visits  # read
