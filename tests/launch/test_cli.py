@@ -9,8 +9,8 @@ from moescale.launch import cli_train
 
 
 def test_help_is_fast(moescale):
-    fastest = min(_seconds(moescale, "--help") for _ in range(3))
-    assert fastest < 0.5 * _slowness()
+    """In one of a few turns, since other work on the machine only ever makes it slower."""
+    assert any(_seconds(moescale, "--help") < 0.5 * _slowness() for _ in range(8))
 
 
 def _seconds(moescale, *arguments: str) -> float:

@@ -195,6 +195,7 @@ def main():
         print(f"rank {dist.get_rank()}: {argument}", flush=True)
     if name == "dies":
         os._exit(0)  # there is nobody left to say goodbye to
+    dist.barrier()  # gloo aborts a rank now and then that leaves while another still sets up a connection
     dist.destroy_process_group()
 
 
