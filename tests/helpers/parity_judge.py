@@ -293,7 +293,7 @@ def check_state(ranks: list[Any], reference: Reference, errors: Errors) -> None:
     if exact:
         errors.tensors("weights", masters, tensors, 1e-5)
     else:
-        errors.weights(masters, tensors, config.optimizer.lr, 5e-2)
+        errors.weights(masters, tensors, config.optimizer.lr, 2e-1)
     for rank in ranks:  # what every rank computes with next is what was stored
         for name, tensor in rank["replicated"].items():
             torch.testing.assert_close(tensor, masters[name], rtol=0, atol=0)
