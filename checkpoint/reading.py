@@ -1,7 +1,6 @@
 """Reading boxes out of shards: what is asked for and no more, verified."""
 
 import math
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +8,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .shards import BLOCK, DTYPES, HEADER, Abandoned, BadCheckpoint, Shard, StoredBox, Written, crc32
+from .shards import BLOCK, DTYPES, HEADER, BadCheckpoint, Shard, StoredBox, Written, crc32
 
 
 class ShardReader:
@@ -82,19 +81,16 @@ class ShardReader:
         return self._files[shard]
 
 
-def verify(folder: Path, written: Written, stop: threading.Event | None = None) -> None:
+def verify(folder: Path, written: Written) -> None:
     """Read everything that ``written`` names, and check it.
 
     Raises:
         BadCheckpoint: something is not what was written.
-        Abandoned: ``stop`` was set.
     """
     reader = ShardReader(folder, written.shards)
     try:
         for tensor in written.tensors.values():
             for box in tensor.boxes:
-                if stop is not None and stop.is_set():
-                    raise Abandoned
                 reader.rows(tensor.dtype, box, 0, box.extent[0])
     finally:
         reader.close()

@@ -172,16 +172,3 @@ class Checkpoint:
             BadCheckpoint: a file is missing or damaged.
         """
         verify(self.folder, self._written)
-
-
-def latest_good(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The latest undamaged checkpoint under ``root``, read from end to end, and what was wrong with later ones."""
-    complaints: list[str] = []
-    for step in reversed(steps_in(root)):
-        try:
-            checkpoint = Checkpoint(folder_of(root, step))
-            checkpoint.verify()
-            return checkpoint, complaints
-        except BadCheckpoint as error:
-            complaints.append(str(error))
-    return None, complaints

@@ -25,7 +25,8 @@ from ..models.config import ModelConfig
 from ..models.initialise import draw_box
 from ..models.names import Piece
 from ..moe.config import MoEConfig
-from .convert.formats import MASTER, Architecture, Setting, Source, Stored
+from .convert.formats import Architecture, Setting, Source, Stored
+from .state import MASTER
 
 _EXPERT = re.compile(r"(layers\.\d+\.)moe\.experts\.(\d+)\.(gate|up|down)")
 _ROUTER = re.compile(r"layers\.\d+\.moe\.router")

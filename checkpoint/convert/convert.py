@@ -201,8 +201,3 @@ def _world(groups: Groups | None) -> Iterator[Groups]:
     finally:
         own.destroy()
         leave()
-
-
-def format_names() -> Sequence[str]:
-    """What ``--to`` takes."""
-    return [known.name for known in FORMATS]

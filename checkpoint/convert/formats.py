@@ -18,9 +18,9 @@ from ...models.config import ModelConfig
 from ...models.logical import buffer_shapes, logical_shapes
 from ...moe.config import MoEConfig
 from ...parallel.groups import Groups
-from ..state import BUFFER
+from ..state import BUFFER, MASTER
 
-MASTER = "master"
+IN_TRAINING = "acts in training only"  # why a key of a configuration is without effect here
 Key = tuple[str, str]  # part and logical name
 Reader = Callable[[str, str], Tensor]  # part and logical name -> the whole logical tensor
 DType = Literal["fp32", "bf16", "fp16"]

@@ -9,21 +9,20 @@ from ...base.config import validate
 from ...base.errors import UserError
 from ...models.config import ModelConfig
 from ...moe.config import MoEConfig
-from .formats import Architecture, Setting
+from .formats import IN_TRAINING, Architecture, Setting
 
 _MISSING = object()
-_IN_TRAINING = "acts in training only"
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 WITHOUT_EFFECT = {
     "_name_or_path": "where the model once lay",
     "_attn_implementation": "which kernel computes attention",
-    "attention_dropout": _IN_TRAINING,
+    "attention_dropout": IN_TRAINING,
     "dtype": "each tensor says how it is stored",
-    "initializer_range": _IN_TRAINING,
+    "initializer_range": IN_TRAINING,
     "output_router_logits": "what is returned besides the logits",
     "pretraining_tp": "how products were cut in training",
-    "router_aux_loss_coef": _IN_TRAINING,
-    "router_jitter_noise": _IN_TRAINING,
+    "router_aux_loss_coef": IN_TRAINING,
+    "router_jitter_noise": IN_TRAINING,
     "torch_dtype": "each tensor says how it is stored",
     "transformers_version": "who wrote the file",
     "use_cache": "how text is generated, not which",
@@ -168,15 +167,14 @@ def common_model(keys: Keys) -> dict[str, Any]:
     }
 
 
-def architecture(
-    keys: Keys, model: dict[str, Any], moe: dict[str, Any] | None, vocab: int, special: Mapping[str, Any]
-) -> Architecture:
-    """Both sections, checked.
+def architecture(keys: Keys, model: dict[str, Any], moe: dict[str, Any] | None) -> Architecture:
+    """Both sections, checked, with the vocabulary and the special tokens that ``keys`` name.
 
     Raises:
         UserError: a shape that our configuration refuses, by our name for it.
     """
     mixture = None if moe is None else validate(MoEConfig, moe, f"{keys.origin}: as moe")
+    vocab, special = keys.integer("vocab_size"), _special_tokens(keys)
     found = Architecture(validate(ModelConfig, model, f"{keys.origin}: as model"), mixture, vocab, special)
     if mixture is not None:
         try:
@@ -186,7 +184,7 @@ def architecture(
     return found
 
 
-def special_tokens(keys: Keys) -> dict[str, Any]:
+def _special_tokens(keys: Keys) -> dict[str, Any]:
     """Ids of special tokens, where they are given."""
     found = {key: keys.take(key, None) for key in SPECIAL}
     return {key: value for key, value in found.items() if value is not None}

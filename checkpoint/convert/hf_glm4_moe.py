@@ -16,7 +16,6 @@ from .hf_config import (
     demand,
     demand_mixture,
     rotary,
-    special_tokens,
     written_common,
 )
 
@@ -64,7 +63,7 @@ def read(keys: Keys) -> Architecture:
         "groups_active": keys.integer("topk_group", 1),
         "bias_rate": BIAS_RATE,
     }
-    found = architecture(keys, model, moe, keys.integer("vocab_size"), special_tokens(keys))
+    found = architecture(keys, model, moe)
     _refuse_shape(found)
     return found
 

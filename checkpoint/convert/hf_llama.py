@@ -4,7 +4,7 @@ from typing import Any
 
 from ...base.errors import UserError
 from .formats import Architecture
-from .hf_config import PLAIN_ATTENTION, Keys, architecture, common_model, demand, rotary, special_tokens, written_common
+from .hf_config import PLAIN_ATTENTION, Keys, architecture, common_model, demand, rotary, written_common
 
 NAME, MODEL_TYPE, CLASS = "hf-llama", "llama", "LlamaForCausalLM"
 MIXTURE: dict[str, str] = {}
@@ -21,7 +21,7 @@ def read(keys: Keys) -> Architecture:
         "ffn": keys.integer("intermediate_size"),
         "head_dim": keys.take("head_dim", None),
     }
-    return architecture(keys, model, None, keys.integer("vocab_size"), special_tokens(keys))
+    return architecture(keys, model, None)
 
 
 def refuse(found: Architecture) -> None:

@@ -15,7 +15,6 @@ from .hf_config import (
     demand_every_layer,
     demand_mixture,
     rotary,
-    special_tokens,
     written_common,
 )
 
@@ -42,7 +41,7 @@ def read(keys: Keys) -> Architecture:
         "expert_width": keys.integer("intermediate_size"),
         "score": "softmax_normalized" if keys.flag("norm_topk_prob", False) else "softmax",
     }
-    return architecture(keys, model, moe, keys.integer("vocab_size"), special_tokens(keys))
+    return architecture(keys, model, moe)
 
 
 def refuse(found: Architecture) -> None:

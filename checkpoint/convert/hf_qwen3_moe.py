@@ -16,7 +16,6 @@ from .hf_config import (
     demand,
     demand_mixture,
     rotary,
-    special_tokens,
     written_common,
 )
 
@@ -47,7 +46,7 @@ def read(keys: Keys) -> Architecture:
         "score": "softmax_normalized" if keys.flag("norm_topk_prob", False) else "softmax",
         **_which_layers(keys, model["layers"]),
     }
-    return architecture(keys, model, moe, keys.integer("vocab_size"), special_tokens(keys))
+    return architecture(keys, model, moe)
 
 
 def _which_layers(keys: Keys, layers: int) -> dict[str, int]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from ...base.errors import UserError
 from ...base.files import write_atomically
 from ...parallel.groups import Groups
-from .formats import MASTER, Architecture, DType, Key, Reader, Setting, Stored, Target
+from ..state import MASTER
+from .formats import Architecture, DType, Key, Reader, Setting, Stored, Target
 from .huggingface import FILES
 from .megatron_arguments import architecture_of, arguments_of, check_agree, check_expressible
 from .megatron_files import CONFIG, DistCheckpoint

@@ -23,16 +23,16 @@ from ...models.config import ModelConfig
 from ...models.names import NameMap
 from ...moe.config import MoEConfig
 from ...parallel.groups import Groups
-from ..state import BUFFER, PARTS
+from ..manifest import MANIFEST
+from ..state import BUFFER, MASTER, PARTS
 from ..storage import BadCheckpoint, Checkpoint, folder_of, steps_in, write_whole
-from .formats import MASTER, Architecture, DType, Reader, Setting, Stored, Target, logical_tensors
+from .formats import IN_TRAINING, Architecture, DType, Reader, Setting, Stored, Target, logical_tensors
 from .huggingface import FILES
 from .start import TRAINING_KEYS
 from .tensor_files import DTYPES, SPELLING, ahead, checksum
 
 NAME = "moescale"
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
-_IN_TRAINING = "acts in training only"
 
 
 class RunSource:
@@ -140,7 +140,7 @@ def _settings(found: Architecture) -> Iterator[Setting]:
         for key, value in ({} if config is None else config.model_dump(mode="json")).items():
             name = f"{section}.{key}"
             if name in TRAINING_KEYS and name != "model.max_seq":
-                yield Setting(name, value, "without effect", _IN_TRAINING)
+                yield Setting(name, value, "without effect", IN_TRAINING)
             else:
                 yield Setting(name, value, "translated")
 
@@ -153,7 +153,7 @@ class RunFolder:
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` is a run's folder, or one checkpoint inside one."""
-        return (path / CONFIG).is_file() or (path / "manifest.json").is_file()
+        return (path / CONFIG).is_file() or (path / MANIFEST).is_file()
 
     def open(self, path: Path, given: Architecture | None) -> RunSource:
         """See `formats.Format`."""
@@ -205,7 +205,7 @@ def _find(path: Path) -> tuple[Path, Checkpoint]:
         UserError: there is none.
         BadCheckpoint: its manifest is damaged. Tensors are verified as they are read.
     """
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         run = path.resolve().parent.parent
         if not (run / CONFIG).is_file():
             raise UserError(f"{path}: a checkpoint without its run: {run / CONFIG} is missing")

@@ -26,7 +26,6 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPELLING: dict[DType, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 class _Sums:
@@ -208,7 +207,7 @@ class StreamedFile:
 
 
 def _size(stored: Stored) -> int:
-    return math.prod(stored.shape) * _SIZES[stored.dtype]
+    return math.prod(stored.shape) * DTYPES[stored.dtype].itemsize
 
 
 def shards_of(planned: Mapping[str, Stored], limit: int = SHARD_BYTES) -> dict[str, dict[str, Stored]]:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from saving import held_as, save
+from saving import held_as, latest_good, save
 from torch import Tensor
 
 from moescale.base.errors import UserError
 from moescale.base.files import digest
 from moescale.checkpoint.boxes import Box
 from moescale.checkpoint.shards import BadCheckpoint
-from moescale.checkpoint.storage import Checkpoint, Mismatch, folder_of, latest_good, prune, steps_in
+from moescale.checkpoint.storage import Checkpoint, Mismatch, folder_of, prune, steps_in
 from moescale.models.names import Piece
 
 SHARD = "rank-00000-000.safetensors"

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "arithmetic.h"
-#include "stream.h"
 
 namespace moescale::MOESCALE_ISA {
 
