@@ -47,17 +47,15 @@ inline void combine_line(const Visits<T>& visits, int64_t column, T* out_D) {
   copy<kStream>(out_D + column, line, kLine);
 }
 
-// The columns that fill no line: [column, width).
-template <bool kStream, class T>
+// The columns that fill no line: [column, width). Rows of whole lines have none.
+template <class T>
 inline void combine_rest(const Visits<T>& visits, int64_t column, T* out_D) {
   const int64_t count = visits.width - column;
   Sum<T> sum[kColumns<T>] = {};
   visits.each(column, [&](const T* row, Sum<T> weight) {
     for (int64_t i = 0; i < count; ++i) sum[i] += weight * widen(row[i]);
   });
-  alignas(kLine) T narrow[kColumns<T>];
-  for (int64_t i = 0; i < count; ++i) store(narrow + i, sum[i]);
-  copy<kStream>(out_D + column, narrow, count * sizeof(T));
+  for (int64_t i = 0; i < count; ++i) store(out_D + column + i, sum[i]);
 }
 
 template <bool kStream, class T>
@@ -69,7 +67,7 @@ void combine_tokens(const T* rows_RD, const int64_t* row_TK, const Sum<T>* weigh
     T* out_D = out_TD + t * width;
     int64_t column = 0;
     for (; column + kColumns<T> <= width; column += kColumns<T>) combine_line<kStream>(visits, column, out_D);
-    if (column < width) combine_rest<kStream>(visits, column, out_D);
+    if (column < width) combine_rest(visits, column, out_D);
   }
 }
 
@@ -85,37 +83,39 @@ void combine(const T* rows_RD, const int64_t* row_TK, const Sum<T>* weight_TK, i
   }
 }
 
-// Each row's gradient is its token's, times the visit's weight; the weight's gradient is the dot product of both rows.
-// Bytes: 2 R * D read, R * D written.
+// `count` <= kLanes columns of a row's gradient, and their share of the weight's.
+template <class T>
+inline void scale_columns(const T* grad, const T* row, Sum<T> weight, int count, T* grad_row, Sum<T>* lanes) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) {
+    const Sum<T> g = widen(grad[i]);
+    lanes[i] += g * widen(row[i]);
+    store(grad_row + i, weight * g);
+  }
+}
+
 template <bool kStream, class T>
-inline Sum<T> scale_row(const T* grad, const T* row, Sum<T> weight, int64_t width, T* grad_row) {
+Sum<T> scale_row(const T* grad, const T* row, Sum<T> weight, int64_t width, T* grad_row) {
   Sum<T> lanes[kLanes] = {};
-  alignas(kLine) T scaled[kLanes];  // whole lines
+  alignas(kLine) T columns[kLanes];  // whole lines
   int64_t first = 0;
   for (; first + kLanes <= width; first += kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      const Sum<T> g = widen(grad[first + i]);
-      lanes[i] += g * widen(row[first + i]);
-      store(scaled + i, weight * g);
-    }
-    copy<kStream>(grad_row + first, scaled, sizeof scaled);
+    scale_columns(grad + first, row + first, weight, kLanes, columns, lanes);
+    copy<kStream>(grad_row + first, columns, sizeof columns);
   }
-  const int rest = static_cast<int>(width - first);
-  for (int i = 0; i < rest; ++i) {
-    const Sum<T> g = widen(grad[first + i]);
-    lanes[i] += g * widen(row[first + i]);
-    store(scaled + i, weight * g);
-  }
-  copy<kStream>(grad_row + first, scaled, rest * sizeof(T));
+  scale_columns(grad + first, row + first, weight, static_cast<int>(width - first), grad_row + first, lanes);
   return sum_lanes(lanes);
 }
 
+// Each row's gradient is its token's, times the visit's weight; the weight's gradient is the dot product of both rows.
+// Bytes: 2 R * D read, R * D written.
 template <class T>
 void combine_backward(const T* grad_TD, const T* rows_RD, const int64_t* visit_R, const Sum<T>* weight_TK,
                       int64_t active, int64_t width, T* grad_rows_RD, Sum<T>* grad_weight_TK, int64_t rows,
                       int64_t begin, int64_t end) {
   const int64_t row_bytes = width * sizeof(T);
   const bool stream = streams(grad_rows_RD, row_bytes, rows * row_bytes);
+  const auto scale = stream ? scale_row<true, T> : scale_row<false, T>;
   for (int64_t r = begin; r < end; ++r) {
     T* grad_row = grad_rows_RD + r * width;
     const int64_t visit = visit_R[r];
@@ -123,7 +123,6 @@ void combine_backward(const T* grad_TD, const T* rows_RD, const int64_t* visit_R
       std::memset(grad_row, 0, row_bytes);
       continue;
     }
-    const auto scale = stream ? scale_row<true, T> : scale_row<false, T>;
     grad_weight_TK[visit] =
         scale(grad_TD + visit / active * width, rows_RD + r * width, weight_TK[visit], width, grad_row);
   }

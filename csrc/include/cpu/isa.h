@@ -12,8 +12,7 @@ namespace moescale::MOESCALE_ISA {
 
 template <class T>
 const RowKernels<T>& rows_table() {
-  static const RowKernels<T> table{permute<T>,          gather<T>, combine<T>,
-                                   combine_backward<T>, swiglu<T>, swiglu_backward<T>};
+  static const RowKernels<T> table{permute<T>, gather<T>, combine<T>, combine_backward<T>, swiglu<T>, swiglu_backward<T>};
   return table;
 }
 

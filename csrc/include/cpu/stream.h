@@ -15,7 +15,7 @@
 
 namespace moescale::MOESCALE_ISA {
 
-constexpr int64_t kLine = 64;             // bytes
+constexpr int64_t kLine = 64;  // bytes
 constexpr int64_t kWorthStreaming = 2 << 20;  // bytes of a result: more than a core's own cache holds of anything else
 
 #if defined(__x86_64__)
