@@ -11,11 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class Server:
-    """The process of a script that serves."""
+    """The process of a script that serves; as a context it ends with its body."""
 
     def __init__(self, script: Path):
         self.process = subprocess.Popen(
@@ -27,6 +27,13 @@ class Server:
             text=True,
         )
         assert self._read() == {"ready": True}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def ask(self, command: dict[str, Any]) -> Any:
         assert self.process.stdin is not None

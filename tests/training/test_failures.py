@@ -81,10 +81,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def server(here: Path) -> Iterator[Server]:
-    started = Server(here / "failing_server.py")
-    yield started
-    started.process.kill()
-    started.process.wait()
+    with Server(here / "failing_server.py") as started:
+        yield started
 
 
 @pytest.fixture

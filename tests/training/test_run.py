@@ -66,10 +66,8 @@ class Run:
 
 @pytest.fixture(scope="module")
 def server(here: Path) -> Iterator[Server]:
-    started = Server(here / "run_server.py")
-    yield started
-    started.process.kill()
-    started.process.wait()
+    with Server(here / "run_server.py") as started:
+        yield started
 
 
 @pytest.fixture
