@@ -43,6 +43,11 @@ class Cut:
         parts = [flat.narrow(0, first, length) for first, length in self.stretches]
         return (parts[0] if self.is_view else torch.cat(parts)).view(self.piece.extent)
 
+    def bytes_in(self, flat: memoryview, size: int) -> memoryview:
+        """The box's bytes out of the range's; an element has ``size`` of them."""
+        parts = [flat[first * size : (first + length) * size] for first, length in self.stretches]
+        return parts[0] if self.is_view else memoryview(b"".join(parts))
+
     def write(self, flat: Tensor, box: Tensor) -> None:
         """Store the box's values into the range."""
         values, done = box.reshape(-1), 0

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .shards import BLOCK, DTYPES, HEADER, BadCheckpoint, Shard, StoredBox, Written, crc32
+from .shards import BLOCK, DTYPES, HEADER, BadCheckpoint, Shard, StoredBox, Written, checksums
 
 
 class ShardReader:
@@ -44,8 +44,8 @@ class ShardReader:
         begin = first * row // BLOCK * BLOCK
         end = min(-(-last * row // BLOCK) * BLOCK, box.extent[0] * row)
         data = self._read(box.shard, box.offset + begin, end - begin)
-        for block, position in enumerate(range(0, end - begin, BLOCK), begin // BLOCK):
-            if crc32(data[position : position + BLOCK]) != box.crc32[block]:
+        for block, found in enumerate(checksums(data), begin // BLOCK):
+            if found != box.crc32[block]:
                 raise BadCheckpoint(
                     f"{self._folder / box.shard}: damaged (bytes {box.offset + block * BLOCK} and on are not those "
                     "that were written)"
@@ -76,7 +76,7 @@ class ShardReader:
             except OSError as error:
                 raise BadCheckpoint(f"{path}: {error.strerror}") from None
             self._files[shard] = file
-            if crc32(file.read(HEADER)) != known.header:
+            if checksums(memoryview(file.read(HEADER))) != (known.header,):
                 raise BadCheckpoint(f"{path}: damaged (its header is not the one that was written)")
         return self._files[shard]
 

@@ -145,8 +145,7 @@ class Saver:
         folder.mkdir(parents=True, exist_ok=True)
         writer = ShardWriter(folder, f"rank-{self._rank:05d}", self._given_up)
         for one in held:
-            for box in one.boxes():
-                writer.add(box.part, box.piece.name, box.piece.shape, box.piece.start, box.values)
+            writer.add_range(one)
         written = writer.close()
         if self._rank != 0:
             written.save(folder / _description(self._rank))

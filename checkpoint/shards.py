@@ -5,7 +5,6 @@ safetensors, which any program that knows these can open; here they are read by 
 """
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..base.files import write_atomically
+from .checksum import crc32
 
 BLOCK = 4 << 20  # bytes that a checksum covers; a box's last block is shorter
 HEADER = 128 << 10  # bytes in front of the tensors, so that these can be written before all of them are known
@@ -106,6 +106,6 @@ def _sizes(values: Any) -> tuple[int, ...]:
     return sizes
 
 
-def crc32(data: memoryview | bytes) -> str:
-    """As it stands in the manifest."""
-    return f"{zlib.crc32(data):08x}"
+def checksums(data: memoryview) -> tuple[str, ...]:
+    """Of each block of ``data``, as they stand in the manifest."""
+    return tuple(f"{crc32(data[first : first + BLOCK]):08x}" for first in range(0, len(data), BLOCK))

@@ -28,7 +28,7 @@ from .huggingface import FAMILIES, HuggingFace
 from .ledger import Ledger, check_source, check_target, entries_of
 from .megatron import Megatron
 from .run_folder import RunFolder
-from .tensor_files import SPELLING, cast, forget_last
+from .tensor_files import SPELLING, cast
 
 LEDGER = "ledger.json"
 TOLERANCE = 1e-4  # largest difference of logits over the largest logit; rounding in fp32 gives 1e-6
@@ -109,8 +109,6 @@ def convert(
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    finally:
-        forget_last()
     return ledger
 
 

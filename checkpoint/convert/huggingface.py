@@ -21,6 +21,7 @@ from torch import Tensor
 from ...base.errors import UserError
 from ...base.files import write_atomically
 from ...parallel.groups import Groups
+from ..checksum import crc32_of
 from ..state import BUFFER
 from . import hf_glm4_moe, hf_llama, hf_mixtral, hf_olmoe, hf_qwen3_moe
 from .formats import Architecture, DType, Key, Reader, Setting, Stored, Target, logical_tensors
@@ -34,7 +35,6 @@ from .tensor_files import (
     TensorFiles,
     ahead,
     cast,
-    checksum,
     index_of,
     shards_of,
 )
@@ -193,7 +193,7 @@ class HuggingFaceSource:
         place = self._places[part, name]
         stored = self._tensors.read(place.name)
         if place.name not in self._sums:
-            self._sums[place.name] = checksum(stored)
+            self._sums[place.name] = crc32_of(stored)
         return place.to_logical(stored)
 
     def checksum(self, stored: str) -> int:

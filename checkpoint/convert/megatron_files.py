@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...base.errors import UserError
+from ..checksum import crc32_of
 from .megatron_metadata import KINDS, METADATA, PATH_NAMES, Chunk, read_metadata
-from .torch_zip import TENSOR_NAMES, TorchZip, crc32, map_file
+from .torch_zip import TENSOR_NAMES, TorchZip, map_file
 
 COMMON, CONFIG = "common.pt", "metadata.json"
 # What megatron-core registers as safe for torch.load (its safe_globals.py), and dtypes.
@@ -125,7 +126,7 @@ class DistCheckpoint:
         tail = tensor.shape[-2:]
         for cell in tensor.leading():
             part = self.box(name, (*cell, *(0 for _ in tail)), (*(1 for _ in cell), *tail))
-            crc = crc32(part, crc)
+            crc = crc32_of(part, crc)
         return crc
 
 

@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from ..checksum import crc32_of
 from .megatron_files import COMMON, CONFIG
 from .megatron_metadata import METADATA
-from .torch_zip import crc32
 
 SHARD_BYTES = 1 << 30
 
@@ -67,7 +67,7 @@ class DistWriter:
         place = self._append(values)
         self._places[MetadataIndex(name, start, len(stored.chunks))] = place
         stored.chunks.append(ChunkStorageMetadata(torch.Size(start), values.shape))
-        self._crc[name] = crc32(values, self._crc.get(name, 0))
+        self._crc[name] = crc32_of(values, self._crc.get(name, 0))
 
     def add_nothing(self, name: str) -> None:
         """An object that holds nothing, for what a loading model asks for by this name (its ``_extra_state``)."""

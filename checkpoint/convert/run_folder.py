@@ -23,13 +23,14 @@ from ...models.config import ModelConfig
 from ...models.names import NameMap
 from ...moe.config import MoEConfig
 from ...parallel.groups import Groups
+from ..checksum import crc32_of
 from ..manifest import MANIFEST
 from ..state import BUFFER, MASTER, PARTS
 from ..storage import BadCheckpoint, Checkpoint, folder_of, steps_in, write_whole
 from .formats import IN_TRAINING, Architecture, DType, Reader, Setting, Stored, Target, logical_tensors
 from .huggingface import FILES
 from .start import TRAINING_KEYS
-from .tensor_files import DTYPES, SPELLING, ahead, checksum
+from .tensor_files import DTYPES, SPELLING, ahead
 
 NAME = "moescale"
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
@@ -84,7 +85,7 @@ class RunSource:
         except BadCheckpoint as error:
             raise UserError(str(error)) from None
         if f"{part}/{name}" not in self._sums:
-            self._sums[f"{part}/{name}"] = checksum(tensor)
+            self._sums[f"{part}/{name}"] = crc32_of(tensor)
         return tensor
 
     def checksum(self, stored: str) -> int:
@@ -219,7 +220,7 @@ def _find(path: Path) -> tuple[Path, Checkpoint]:
 def _stream(found: Architecture, read: Reader, targets: list[Target]) -> Iterator[tuple[str, str, Tensor]]:
     shapes = logical_tensors(found)
     for (key, shape), tensor in zip(shapes.items(), ahead(lambda key: read(*key).float(), shapes), strict=True):
-        targets.append(Target("/".join(key), Stored(shape, "F32"), checksum(tensor), (key,)))
+        targets.append(Target("/".join(key), Stored(shape, "F32"), crc32_of(tensor), (key,)))
         yield (*key, tensor)
 
 

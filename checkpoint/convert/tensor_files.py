@@ -7,7 +7,6 @@ The format is eight bytes of header length, a JSON header with each tensor's dty
 import json
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...base.errors import UserError
+from ..checksum import bytes_of, crc32, crc32_of
 from .formats import DType, Stored
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -26,36 +26,6 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPELLING: dict[DType, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class _Sums:
-    """Remembers the checksums of the last two tensors: what is written as it was read is summed once."""
-
-    def __init__(self) -> None:
-        self._last: tuple[tuple[Tensor, int, int], ...] = ()
-
-    def of(self, tensor: Tensor) -> int:
-        # References to the tensors keep their memory from being given to others.
-        for known, version, value in self._last:
-            same = known.data_ptr() == tensor.data_ptr() and known.nbytes == tensor.nbytes
-            if same and known.dtype == tensor.dtype and version == known._version and tensor.is_contiguous():
-                return value
-        value = zlib.crc32(_bytes(tensor))
-        if tensor.is_contiguous():
-            self._last = (*self._last[-1:], (tensor, tensor._version, value))
-        return value
-
-    def forget(self) -> None:
-        self._last = ()
-
-
-_sums = _Sums()
-forget_last = _sums.forget
-
-
-def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes, row-major. Holds on to the tensor until two others came, or `forget_last`."""
-    return _sums.of(tensor)
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -69,10 +39,6 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Res
             waiting = following
         if waiting is not None:
             yield waiting.result()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def cast(tensor: Tensor, spelling: str, name: str) -> Tensor:
@@ -137,7 +103,7 @@ class TensorFiles:
 
     def checksum(self, name: str) -> int:
         """CRC-32 of a tensor's bytes, whatever its dtype."""
-        return checksum(self._raw(name))
+        return crc32_of(self._raw(name))
 
     def _raw(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._place[name]].get_tensor(name)
@@ -192,8 +158,9 @@ class StreamedFile:
         stored = self._planned[name]
         if name != expected or tuple(tensor.shape) != stored.shape or tensor.dtype != DTYPES[stored.dtype]:
             raise RuntimeError(f"{self.path}: {name} {tuple(tensor.shape)} {tensor.dtype} is not what was planned")
-        self._file.write(_bytes(tensor))
-        return checksum(tensor)
+        data = bytes_of(tensor)
+        self._file.write(data)
+        return crc32(data)
 
     def __enter__(self) -> "StreamedFile":
         return self

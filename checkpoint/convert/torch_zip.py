@@ -7,7 +7,6 @@ pickle goes through the allow-list of unpickle.py; the bytes of a tensor stay in
 import io
 import mmap
 import zipfile
-import zlib
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import UserError
+from ..checksum import crc32
 from .unpickle import Name, Record, unpickle
 
 ELEMENT_BYTES = {
@@ -150,7 +150,7 @@ class TorchZip:
         Raises:
             UserError: they differ.
         """
-        if zlib.crc32(memoryview(self.content)[first : first + entry.file_size]) != entry.CRC:
+        if crc32(memoryview(self.content)[first : first + entry.file_size]) != entry.CRC:
             raise UserError(f"{self.origin}: damaged: its bytes are not those that were written (CRC-32)")
 
 
@@ -183,11 +183,6 @@ class _Window(io.RawIOBase):
         buffer[:count] = self.content[first : first + count]
         self.place += count
         return count
-
-
-def crc32(tensor: Tensor, before: int = 0) -> int:
-    """CRC-32 of a tensor's bytes, row-major, following on what came before."""
-    return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, before)
 
 
 def map_file(path: Any) -> mmap.mmap:
