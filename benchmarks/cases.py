@@ -61,12 +61,16 @@ def _both(name: str, **keys: int) -> list[Case]:
     return [Case(name=name, dtype=dtype, **{**common, **keys}) for dtype in ("fp32", "bf16")]
 
 
+# The rung d48, where the quickstart compares families: one thread to a run.
+_LADDER = {"threads": 1, "width": 48, "layers": 2, "heads": 2, "ffn": 192, "vocab": 1024, "seq": 128, "batch": 4}
+
 # All of d 128 activate 512 hidden units a token in their feed-forward layers.
 CASES = [
-    Case("tiny", "fp32", threads=1, width=48, layers=2, heads=2, ffn=192, vocab=1024, seq=128, batch=4),
+    Case("tiny", "fp32", **_LADDER),
+    Case("quickstart", "fp32", **_LADDER, experts=32, active=4, expert_width=48),
     *_both("dense"),
     *_both("moe", experts=8, active=2, expert_width=256),
     *_both("moe64", experts=64, active=8, expert_width=64),
     *_both("moe256", width=256, heads=8, ffn=1024, experts=8, active=2, expert_width=512),
 ]
-DEFAULT = ("tiny", "dense", "moe", "moe64")
+DEFAULT = ("tiny", "quickstart", "dense", "moe", "moe64")

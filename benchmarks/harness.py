@@ -4,7 +4,7 @@ import importlib.util
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from ..base.errors import UserError
@@ -50,10 +50,11 @@ AnyCase = TypeVar("AnyCase", bound=Case)
 
 @dataclass(frozen=True)
 class Implementation:
-    """How a `Child` makes it: the factory's name and its keyword arguments."""
+    """How a `Child` makes it: the factory's name, its keyword arguments, and variables that it alone gets."""
 
     factory: str
     payload: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def measured_rows(
         request.say(f"{case.name} {case.dtype}, {case.threads} threads, {allocator} allocator")
         with ExitStack() as stack:
             children = {
-                name: stack.enter_context(Child(one.factory, one.payload, case.threads, environment))
+                name: stack.enter_context(
+                    Child(one.factory, one.payload, case.threads, {**environment, **one.environment})
+                )
                 for name, one in implementations.items()
             }
             moved = {name: child.wait_until_built() for name, child in children.items()}

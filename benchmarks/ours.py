@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compat.cuda_standin import install
+from ..compat.native import instruction_set
 from ..parallel.world import Place, leave, start
 from ..training.config import RunConfig
 from ..training.schedule import learning_rate
@@ -44,7 +45,7 @@ class WholeStep:
     def warm_up(self) -> str:
         for _ in range(WARM_UP):
             self.step()
-        return "whole step with its record"
+        return f"whole step with its record, operations: {instruction_set() or 'reference'}"
 
     def step(self) -> None:
         lr = learning_rate(self.config, self._done + 1, self.setup.steps)

@@ -8,6 +8,7 @@ import pytest
 from moescale.base.errors import UserError
 from moescale.benchmarks.child import Child
 from moescale.benchmarks.run import run
+from moescale.compat.native import instruction_set
 from moescale.data import DataConfig
 
 ALLOCATORS = {"default": {}}
@@ -41,6 +42,22 @@ def test_tiny_gives_a_row_for_each_implementation(own_sources: DataConfig) -> No
     assert rows["moescale"]["ratio"] > 1
     assert report.table().row_count == 3
     assert said == ["tiny fp32, 1 threads, default allocator"]
+
+
+def test_the_reference_peer_is_our_step_without_the_library(own_sources: DataConfig) -> None:
+    report = run(
+        "step",
+        allocators=ALLOCATORS,
+        against=["reference", "plain"],
+        cases=["quickstart"],
+        data=own_sources,
+        rounds=1,
+        seconds=0.05,
+    )
+    notes = {row.impl: row.note for row in report.rows}
+    assert set(notes) == {"moescale", "reference", "floor"}  # the plain transformer is dense only
+    assert notes["reference"].endswith("operations: reference")
+    assert notes["moescale"].endswith(f"operations: {instruction_set() or 'reference'}")
 
 
 @pytest.mark.parametrize(
