@@ -56,8 +56,9 @@ def test_two_pipeline_stages_are_one_process_to_the_bit(quickstart_run: Path, tm
 def test_experts_and_tensors_on_two_ranks_follow_one_process(quickstart_run: Path, tmp_path: Path) -> None:
     """Sums are taken in another order, so the runs differ by rounding.
 
-    At the study's own learning rate, .0133, such differences grow tenfold every few steps, in any two programs: a
-    quarter of it learns as surely without that.
+    At the study's own learning rate, .0133, such differences grow tenfold every few steps once a token visits another
+    expert for them, in one process with other micro-batches too (docs/parity.md): a quarter of it learns as surely
+    without that.
     """
     calm = f"optimizer.lr={LEARNING_RATE}"
     alone = train(1, quickstart_run, tmp_path / "alone", calm)
