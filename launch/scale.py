@@ -21,7 +21,7 @@ from .run_keys import Content, value_at
 from .vocabularies import Vocabularies
 
 _FIXED_SIZES = (
-    *(f"model.{key}" for key in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn")),
+    *(f"model.{key}" for key in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "mla")),
     "moe.expert_width",
 )
 _TRUNKS = ("schedule.branches", "schedule.parent")

@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,10 +19,12 @@ from ..moe.bind_deepspeed import DeepSpeedExperts
 from ..moe.bind_megatron import MegatronMoE
 from ..moe.config import MoEConfig
 from ..parallel.groups import Groups
-from .attention import RotaryCausalAttention
+from .attention import CausalAttention, RotaryCausalAttention
 from .config import ModelConfig
 from .feed_forward import SwiGLU
+from .latent_attention import LatentAttention
 from .loss import token_losses
+from .mla_config import MLAConfig
 from .norms import FullRMSNorm, RMSNorm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -128,7 +130,9 @@ def _megatron_config(
     model: ModelConfig, moe: MoEConfig | None, dtype: str, groups: Groups, recompute: str
 ) -> TransformerConfig:
     topology = groups.topology
-    config = TransformerConfig(
+    kind = TransformerConfig if model.mla is None else MLATransformerConfig
+    config = kind(
+        **({} if model.mla is None else _latent_settings(model, model.mla)),
         num_layers=model.layers,
         hidden_size=model.width,
         num_attention_heads=model.heads,
@@ -168,6 +172,31 @@ def _megatron_config(
     return config
 
 
+def _latent_settings(model: ModelConfig, mla: MLAConfig) -> dict[str, Any]:
+    """What Megatron's latent attention takes besides, its rotary positions among it."""
+    settings = {
+        "q_lora_rank": mla.q_rank,
+        "kv_lora_rank": mla.kv_rank,
+        "qk_head_dim": mla.nope_dim,
+        "qk_pos_emb_head_dim": mla.rope_dim,
+        "v_head_dim": mla.value_dim,
+        "rotary_base": model.rope_base,
+        "rope_type": "rope",
+        "rotary_scaling_factor": 1.0,  # read without YaRN too: at 1 scores are scaled by 1 / sqrt(width) alone
+    }
+    if model.yarn is not None:
+        settings |= {
+            "rope_type": "yarn",
+            "rotary_scaling_factor": model.yarn.factor,
+            "original_max_position_embeddings": model.yarn.original_seq,
+            "beta_fast": model.yarn.beta_fast,
+            "beta_slow": model.yarn.beta_slow,
+            "mscale": model.yarn.mscale,
+            "mscale_all_dim": model.yarn.mscale_all_dim,
+        }
+    return settings
+
+
 def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups, chunk: int) -> TransformerBlockSubmodules:
     """One spec for each layer of a chunk."""
     specs = []
@@ -188,11 +217,18 @@ def _layer_specs(model: ModelConfig, moe: MoEConfig | None, groups: Groups, chun
 
 
 def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", multi_latent_attention=model.mla is not None)
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
     spec.submodules.mlp.module = SwiGLU
-    attention = spec.submodules.self_attention.submodules
+    if model.mla is not None:
+        _use_latents(spec.submodules.self_attention, model.mla)
+    else:
+        _use_heads(spec.submodules.self_attention.submodules, model, groups)
+    return spec
+
+
+def _use_heads(attention: Any, model: ModelConfig, groups: Groups) -> None:
     rotation = {"base": model.rope_base, "rotary": model.rotary_dim}
     attention.core_attention = ModuleSpec(module=RotaryCausalAttention, params=rotation)
     attention.q_layernorm = attention.k_layernorm = None
@@ -202,4 +238,10 @@ def _dense_spec(model: ModelConfig, groups: Groups) -> ModuleSpec:
         for key, heads in (("q_layernorm", model.heads), ("k_layernorm", model.kv_heads)):
             norm = ModuleSpec(module=FullRMSNorm, params={"heads": heads, "group": groups.heads})
             setattr(attention, key, norm)
-    return spec
+
+
+def _use_latents(attention: ModuleSpec, mla: MLAConfig) -> None:
+    attention.module = LatentAttention
+    attention.params["norm_eps"] = mla.norm_eps
+    attention.submodules.core_attention = CausalAttention
+    attention.submodules.q_layernorm = attention.submodules.kv_layernorm = RMSNorm

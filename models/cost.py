@@ -81,9 +81,7 @@ def activation_bytes(
     """What forward keeps for backward on a pipeline stage, at its peak (on the last one: the loss), bytes."""
     size = 2 if work.dtype == "bf16" else 4
     tokens = work.micro_batch * work.seq
-    query, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    # Residual and normed input twice; q, k, v before and after rotation; attention output.
-    common = 4 * model.width + 3 * query + 5 * keys
+    common = 4 * model.width + _attention_elements(model)  # residual and normed input twice
     # Gate and up, and what the allocator holds beside for one layer at a time: measured.
     dense = 3.5 * model.ffn
     elements = 0.0
@@ -101,6 +99,15 @@ def activation_bytes(
         return int(layers)
     logits = 4 * tokens * model.padded_vocab(vocab) * 4 / topology.tensor  # logits, exp, softmax, gradient: fp32
     return int(layers + logits)
+
+
+def _attention_elements(model: ModelConfig) -> int:
+    """Numbers that a layer's attention keeps of a token."""
+    query, mla = model.heads * model.head_dim, model.mla
+    if mla is None:  # q, k, v before and after rotation; output
+        return 3 * query + 5 * model.kv_heads * model.head_dim
+    # Latents before and after their norms; q and k; v; output before and behind the kernel.
+    return 2 * ((mla.q_rank or 0) + mla.kv_rank) + 2 * query + 3 * model.heads * mla.value_dim
 
 
 def _in_flight(topology: Topology, stage: int) -> float:

@@ -72,12 +72,29 @@ class FlopCounts:
         return 3 * self.forward
 
 
+def _cut_matrices(model: ModelConfig) -> int:
+    """Parameters of a layer's attention that are cut over tensor ranks: all that have rows for heads."""
+    query, mla = model.heads * model.head_dim, model.mla
+    if mla is None:
+        return model.width * (2 * query + 2 * model.kv_heads * model.head_dim)
+    output = model.heads * mla.value_dim
+    queries = query * (model.width if mla.q_rank is None else mla.q_rank)
+    return queries + (model.heads * mla.nope_dim + output) * mla.kv_rank + output * model.width
+
+
+def _whole_matrices(model: ModelConfig) -> int:
+    """Parameters of a layer's attention that every tensor rank holds: the projections to latents."""
+    mla = model.mla
+    return 0 if mla is None else model.width * ((mla.q_rank or 0) + mla.kv_rank + mla.rope_dim)
+
+
 def _attention_matrices(model: ModelConfig) -> int:
-    query = model.heads * model.head_dim
-    return model.width * (2 * query + 2 * model.kv_heads * model.head_dim)
+    return _cut_matrices(model) + _whole_matrices(model)
 
 
 def _attention_norms(model: ModelConfig) -> int:
+    if model.mla is not None:
+        return (model.mla.q_rank or 0) + model.mla.kv_rank
     if model.qk_norm == "head":
         return 2 * model.head_dim
     if model.qk_norm == "full":
@@ -121,10 +138,11 @@ def layers_of_stage(model: ModelConfig, topology: Topology, stage: int) -> list[
 def count_held(model: ModelConfig, moe: MoEConfig | None, vocab: int, topology: Topology, stage: int) -> HeldParameters:
     """Parameters on each rank of a pipeline stage: all its ranks hold equally many."""
     width, ranks = model.width, topology.tensor
-    norms = _attention_norms(model) if model.qk_norm == "head" else _attention_norms(model) // ranks
+    norms = _attention_norms(model) // (ranks if model.qk_norm == "full" else 1)
+    attention = (_cut_matrices(model) + _attention_biases(model)) // ranks + _whole_matrices(model) + norms
     dense = expert = 0
     for layer in layers_of_stage(model, topology, stage):
-        dense += (_attention_matrices(model) + _attention_biases(model)) // ranks + norms + 2 * width
+        dense += attention + 2 * width
         if moe is not None and moe.is_mixture(layer):
             # Every tensor rank holds the whole router and the whole of the shared experts.
             dense += (width * moe.experts if moe.scored else 0) + moe.shared * _expert(model, moe)
@@ -140,7 +158,8 @@ def count_held(model: ModelConfig, moe: MoEConfig | None, vocab: int, topology: 
 def flops_per_token(model: ModelConfig, moe: MoEConfig | None, vocab: int, seq: int) -> FlopCounts:
     """FLOPs a token at sequence length ``seq``; the parts are those of the forward pass."""
     mixtures = len(mixture_layers(model, moe))
-    scores = 2 * 2 * seq * model.heads * model.head_dim  # q k^T and p v
+    value = model.head_dim if model.mla is None else model.mla.value_dim
+    scores = 2 * seq * model.heads * (model.head_dim + value)  # q k^T and p v
     feed_forward = (model.layers - mixtures) * 2 * 3 * model.width * model.ffn
     router = 0
     if moe is not None:

@@ -2,6 +2,7 @@
 
 from ..moe.config import MoEConfig
 from .config import ModelConfig
+from .mla_config import MLAConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -34,6 +35,8 @@ def buffer_shapes(model: ModelConfig, moe: MoEConfig | None) -> Shapes:
 
 
 def _attention(model: ModelConfig, prefix: str) -> Shapes:
+    if model.mla is not None:
+        return {prefix + name: shape for name, shape in _latent(model, model.mla).items()}
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     rows = {"q": queries, "k": keys, "v": keys}
     shapes: Shapes = {prefix + name: (count, model.width) for name, count in rows.items()}
@@ -48,6 +51,19 @@ def _attention(model: ModelConfig, prefix: str) -> Shapes:
             f"{prefix}k_norm": (model.kv_heads, model.head_dim),
         }
     return shapes
+
+
+def _latent(model: ModelConfig, mla: MLAConfig) -> Shapes:
+    queries = model.heads * mla.head_dim
+    made: Shapes = {"q": (queries, model.width)}
+    if mla.q_rank is not None:
+        made = {"q_down": (mla.q_rank, model.width), "q_norm": (mla.q_rank,), "q_up": (queries, mla.q_rank)}
+    return made | {
+        "kv_down": (mla.kv_rank + mla.rope_dim, model.width),
+        "kv_norm": (mla.kv_rank,),
+        "kv_up": (model.heads * (mla.nope_dim + mla.value_dim), mla.kv_rank),
+        "o": (model.width, model.heads * mla.value_dim),
+    }
 
 
 def _mixture(model: ModelConfig, moe: MoEConfig, prefix: str) -> Shapes:

@@ -11,6 +11,12 @@ vocabulary, H heads of width d, F feed-forward width, E experts:
     layers.i.ffn.gate [F, D]   .up [F, D]   .down [D, F]
     layers.i.moe.router [E, D]   layers.i.moe.experts.j.gate|up|down   layers.i.moe.shared.gate|up|down
 
+Latent attention (latents of Rq and R features; per head n without position, r rotating, v of its value) has instead
+
+    layers.i.attention.q_down [Rq, D]   .q_norm [Rq]   .q_up [H (n + r), Rq]   or .q [H (n + r), D]
+    layers.i.attention.kv_down [R + r, D]: the latent's rows, then the shared key's   .kv_norm [R]
+    layers.i.attention.kv_up [H (n + v), R]: for each head its key's rows, then its value's   .o [D, H v]
+
 What a mixture carries from step to step besides its parameters (moe/balance.py):
 
     layers.i.moe.bias [E]   layers.i.moe.load [E]
@@ -89,6 +95,11 @@ def _split(name: str, local: Tensor, dimension: int, rank: int, ranks: int) -> t
     shape = tuple(n * ranks if d == dimension else n for d, n in enumerate(extent))
     start = tuple(n * rank if d == dimension else 0 for d, n in enumerate(extent))
     return (Piece(name, shape, start, extent, lambda t: t),)
+
+
+def _latent_name(parameter: str) -> str:
+    """``q_down`` of ``self_attention.linear_q_down_proj.weight``."""
+    return parameter.split(".")[1].removeprefix("linear_").removesuffix("_proj")
 
 
 class NameMap:
@@ -179,10 +190,20 @@ class NameMap:
                 return _split(prefix + "attention.o", p, 1, rank, ranks), sharded
             case "self_attention.q_layernorm.weight" | "self_attention.k_layernorm.weight":
                 logical = f"{prefix}attention.{rest.split('.')[1][0]}_norm"
+                if self.model.mla is not None:
+                    return _whole(logical, p), self._norm_role()
                 if self.model.qk_norm == "head":
                     # Each tensor rank has other heads.
                     return _whole(logical, p), Role(decay=False, tensor_summed=ranks > 1)
                 return _split(logical, p, 0, rank, ranks), Role(decay=False, tensor_sharded=ranks > 1)
+            case "self_attention.linear_q_proj.weight":
+                return _split(prefix + "attention.q", p, 0, rank, ranks), sharded
+            case "self_attention.linear_q_down_proj.weight" | "self_attention.linear_kv_down_proj.weight":
+                return _whole(prefix + "attention." + _latent_name(rest), p), summed
+            case "self_attention.linear_q_up_proj.weight" | "self_attention.linear_kv_up_proj.weight":
+                return _split(prefix + "attention." + _latent_name(rest), p, 0, rank, ranks), sharded
+            case "self_attention.kv_layernorm.weight":
+                return _whole(prefix + "attention.kv_norm", p), self._norm_role()
             case "mlp.linear_fc1.weight":
                 return self._gate_up(prefix + "ffn.", self.model.ffn, rank, ranks), sharded
             case "mlp.linear_fc2.weight":

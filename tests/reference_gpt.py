@@ -113,6 +113,8 @@ def rotate(x_BSHd: Tensor, base: float, features: int) -> Tensor:
 
 def attention(x_BSD: Tensor, weights: Tensors, model: Any) -> Tensor:
     """Causal attention; each key/value head serves heads / kv_heads consecutive query heads."""
+    if model.mla is not None:
+        return latent_attention(x_BSD, weights, model)
     batch, length = x_BSD.shape[:2]
 
     def heads(name: str, count: int) -> Tensor:
@@ -125,11 +127,66 @@ def attention(x_BSD: Tensor, weights: Tensors, model: Any) -> Tensor:
     features = int(model.head_dim * model.rotary_fraction)
     q, k = rotate(q, model.rope_base, features), rotate(k, model.rope_base, features)
     k, v = (t.repeat_interleave(model.heads // model.kv_heads, dim=2) for t in (k, v))
-    scores_BHQK = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(model.head_dim)
+    return attend(q, k, v, 1 / math.sqrt(model.head_dim)) @ weights["o"].T
+
+
+def attend(q_BSHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float) -> Tensor:
+    """Each token's mean of the values up to its own, ``[B, S, H d]``."""
+    length = q_BSHd.shape[1]
+    scores_BHQK = torch.einsum("bqhd,bkhd->bhqk", q_BSHd, k_BSHd) * scale
     later_QK = torch.ones(length, length, dtype=torch.bool).triu(diagonal=1)
     weights_BHQK = torch.softmax(scores_BHQK.masked_fill(later_QK, float("-inf")), dim=-1)
-    mixed_BSHd = torch.einsum("bhqk,bkhd->bqhd", weights_BHQK, v)
-    return mixed_BSHd.reshape(batch, length, -1) @ weights["o"].T
+    return torch.einsum("bhqk,bkhd->bqhd", weights_BHQK, v_BSHd).flatten(2)
+
+
+def latent_attention(x_BSD: Tensor, weights: Tensors, model: Any) -> Tensor:
+    """DeepSeek-V2 (2405.04434), equations 9 to 19: c are latents, and the key's rotating part is one for all heads."""
+    mla, heads = model.mla, model.heads
+    if mla.q_rank is None:
+        q_BSHd = (x_BSD @ weights["q"].T).unflatten(-1, (heads, -1))
+    else:
+        c_q = rms_norm(x_BSD @ weights["q_down"].T, weights["q_norm"], mla.norm_eps)
+        q_BSHd = (c_q @ weights["q_up"].T).unflatten(-1, (heads, -1))
+    down = x_BSD @ weights["kv_down"].T
+    c_kv = rms_norm(down[..., : mla.kv_rank], weights["kv_norm"], mla.norm_eps)
+    up_BSHd = (c_kv @ weights["kv_up"].T).unflatten(-1, (heads, -1))
+    turning_BS1r = down[..., mla.kv_rank :].unsqueeze(2)
+    q_BSHd = torch.cat([q_BSHd[..., : mla.nope_dim], rotate_pairs(q_BSHd[..., mla.nope_dim :], model)], dim=-1)
+    turned_BSHr = rotate_pairs(turning_BS1r, model).expand(-1, -1, heads, -1)
+    k_BSHd = torch.cat([up_BSHd[..., : mla.nope_dim], turned_BSHr], dim=-1)
+    scale = 1 / math.sqrt(mla.nope_dim + mla.rope_dim)
+    if model.yarn is not None:
+        scale *= yarn_factor(model.yarn, model.yarn.mscale_all_dim) ** 2
+    return attend(q_BSHd, k_BSHd, up_BSHd[..., mla.nope_dim :], scale) @ weights["o"].T
+
+
+def yarn_factor(yarn: Any, mscale: float) -> float:
+    return 0.1 * mscale * math.log(yarn.factor) + 1
+
+
+def rotate_pairs(x_BSHr: Tensor, model: Any) -> Tensor:
+    """Rotary positions of latent attention: feature 2i turns with its neighbour 2i + 1.
+
+    YaRN (2309.00071, section 3.2): pair i makes L b^(-2i/r) / 2 pi turns over the first length L; pairs between
+    ``beta_fast`` and ``beta_slow`` turns are mixed linearly in i, from the last whole i before to the first behind.
+    """
+    positions, half = x_BSHr.shape[1], x_BSHr.shape[-1] // 2
+    pair = torch.arange(half, dtype=x_BSHr.dtype)
+    frequency = model.rope_base ** (-pair / half)
+    size = 1.0
+    if (yarn := model.yarn) is not None:
+
+        def pair_of(turns: float) -> float:
+            return half * math.log(yarn.original_seq / (2 * math.pi * turns)) / math.log(model.rope_base)
+
+        first = max(math.floor(pair_of(yarn.beta_fast)), 0)
+        last = min(math.ceil(pair_of(yarn.beta_slow)), 2 * half - 1)
+        slowed = ((pair - first) / (last - first if last != first else 0.001)).clamp(0, 1)
+        frequency = frequency * (1 - slowed) + frequency / yarn.factor * slowed
+        size = yarn_factor(yarn, yarn.mscale) / yarn_factor(yarn, yarn.mscale_all_dim)
+    angle_S1h = (torch.arange(positions, dtype=x_BSHr.dtype).unsqueeze(-1) * frequency).unsqueeze(1)
+    turn = torch.polar(torch.full_like(angle_S1h, size), angle_S1h)
+    return torch.view_as_real(torch.view_as_complex(x_BSHr.unflatten(-1, (half, 2)).contiguous()) * turn).flatten(-2)
 
 
 def extend(key: int, number: int) -> int:

@@ -20,7 +20,7 @@ BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
 # Keys that came after runs had been named by their hashes: left out of them where they change nothing.
-LATER = {"model": ("norm_eps", "rotary_fraction", "qkv_bias"), "checkpoint": ("keep_every", "async_")}
+LATER = {"model": ("norm_eps", "rotary_fraction", "qkv_bias", "mla", "yarn"), "checkpoint": ("keep_every", "async_")}
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -121,19 +121,25 @@ class Keys:
         return [*self._settings, *ignored]
 
 
-def rotary(keys: Keys, *, base: float, fraction: float = 1.0, partial: bool = False) -> dict[str, Any]:
-    """Model keys of plain rotary positions, in transformers' older spelling or that of version 5.
+def rotary(
+    keys: Keys, *, base: float, fraction: float = 1.0, partial: bool = False, yarn: bool = False
+) -> dict[str, Any]:
+    """Model keys of rotary positions, in transformers' older spelling or that of version 5.
 
     Args:
         base, fraction: what transformers takes where nothing is said.
         partial: whether the family knows rotation of a part of the features.
+        yarn: whether it can have stretched positions of this kind.
 
     Raises:
-        UserError: scaled positions (linear, dynamic, yarn, llama3 ...).
+        UserError: positions that are scaled otherwise (linear, dynamic, llama3 ...).
     """
     scaling = keys.take("rope_scaling", None)
     parameters = keys.take("rope_parameters", None)
     base = keys.take("rope_theta", base)
+    if yarn and scaling is not None and parameters is not None:
+        raise UserError(f"{keys.origin}: rope_scaling and rope_parameters: one of them is expected")
+    found: dict[str, Any] = {}
     if partial:
         fraction = keys.take("partial_rotary_factor", fraction)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
@@ -142,13 +148,40 @@ def rotary(keys: Keys, *, base: float, fraction: float = 1.0, partial: bool = Fa
         if not isinstance(value, dict):
             raise UserError(f"{keys.origin}: {name} ({value!r}): an object is expected")
         inner = keys.within(name, value)
-        for spelling in ("rope_type", "type"):
-            inner.only(f"{name}.{spelling}", "default", default="default")
+        kinds = ("default", "yarn") if yarn else ("default",)
+        spelled = [inner.only(f"{name}.{key}", *kinds, default=None) for key in ("rope_type", "type") if key in value]
         base = inner.take(f"{name}.rope_theta", base)
         if partial:
             fraction = inner.take(f"{name}.partial_rotary_factor", fraction)
+        if spelled[:1] == ["yarn"]:
+            found["yarn"] = _yarn(inner, name)
         inner.finish({})
-    return {"rope_base": base, "rotary_fraction": fraction}
+    return {"rope_base": base, "rotary_fraction": fraction, **found}
+
+
+def _yarn(inner: Keys, name: str) -> dict[str, Any]:
+    """The section ``model.yarn``, as transformers' ``_compute_yarn_parameters`` and DeepSeek-V3's attention compute it.
+
+    Raises:
+        UserError: settings that multiply scores and positions in another way than DeepSeek's.
+    """
+    inner.only(f"{name}.attention_factor", None, default=None)
+    inner.only(f"{name}.truncate", True, default=True)
+    mscale = inner.take(f"{name}.mscale", None) or 0
+    all_dim = inner.take(f"{name}.mscale_all_dim", None) or 0
+    if all_dim and not mscale:
+        raise UserError(
+            f"{inner.origin}: {name}.mscale_all_dim ({all_dim}) without {name}.mscale multiplies both positions and "
+            "scores, which cannot be expressed"
+        )
+    return {
+        "factor": inner.take(f"{name}.factor"),
+        "original_seq": inner.take(f"{name}.original_max_position_embeddings"),
+        "beta_fast": inner.take(f"{name}.beta_fast", None) or 32,
+        "beta_slow": inner.take(f"{name}.beta_slow", None) or 1,
+        "mscale": mscale if all_dim else 1,  # transformers reads neither where one is missing
+        "mscale_all_dim": all_dim,
+    }
 
 
 def common_model(keys: Keys) -> dict[str, Any]:
@@ -230,7 +263,12 @@ def demand(name: str, found: Architecture, allowed: Mapping[str, tuple[Any, ...]
             raise UserError(f"{key} ({value}) cannot be expressed in {name}, which has {said}")
 
 
-PLAIN_ATTENTION: dict[str, tuple[Any, ...]] = {"model.rotary_fraction": (1.0,), "model.qkv_bias": (False,)}
+NO_LATENTS: dict[str, tuple[Any, ...]] = {"model.mla": (None,)}
+PLAIN_ATTENTION: dict[str, tuple[Any, ...]] = {
+    **NO_LATENTS,
+    "model.rotary_fraction": (1.0,),
+    "model.qkv_bias": (False,),
+}
 PLAIN_MIXTURE: dict[str, tuple[Any, ...]] = {
     "moe.router": ("topk",),
     "moe.capacity": (None,),
@@ -250,7 +288,7 @@ def demand_mixture(name: str, found: Architecture) -> MoEConfig:
         UserError: it is dense.
     """
     if found.moe is None:
-        raise UserError(f"moe (none): the model is dense, and {name} is a mixture; use hf-llama")
+        raise UserError(f"moe (none): the model is dense, and {name} is a mixture; hf-llama is dense")
     return found.moe
 
 

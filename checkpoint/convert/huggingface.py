@@ -23,7 +23,7 @@ from ...base.files import write_atomically
 from ...parallel.groups import Groups
 from ..checksum import crc32_of
 from ..state import BUFFER
-from . import hf_glm4_moe, hf_llama, hf_mixtral, hf_olmoe, hf_qwen3_moe
+from . import hf_deepseek_v3, hf_glm4_moe, hf_llama, hf_mixtral, hf_olmoe, hf_qwen3_moe
 from .formats import Architecture, DType, Key, Reader, Setting, Stored, Target, logical_tensors
 from .hf_config import Keys
 from .tensor_files import (
@@ -301,4 +301,4 @@ def _transformers() -> ModuleType:
     return transformers
 
 
-FAMILIES: tuple[Any, ...] = (hf_llama, hf_mixtral, hf_olmoe, hf_qwen3_moe, hf_glm4_moe)
+FAMILIES: tuple[Any, ...] = (hf_llama, hf_mixtral, hf_olmoe, hf_qwen3_moe, hf_glm4_moe, hf_deepseek_v3)

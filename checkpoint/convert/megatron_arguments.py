@@ -264,6 +264,8 @@ def check_expressible(architecture: Architecture) -> None:
         UserError: names the key, its value, and what could be expressed.
     """
     model, moe = architecture.model, architecture.moe
+    if model.mla is not None:
+        raise UserError(f"model.mla ({model.mla}): latent attention cannot be converted to and from Megatron-core here")
     if model.qk_norm == "full":
         raise UserError("model.qk_norm (full): Megatron-core norms each head alone; none and head can be converted")
     if moe is None:

@@ -77,6 +77,11 @@ def parallel(**sizes: Any) -> Changes:
 
 MOE: Changes = {"moe": MIXTURE, "noise": NOISE}
 BIASED: Changes = {"model": {"qkv_bias": True, "rotary_fraction": 0.5, "norm_eps": 1e-3, "qk_norm": "head"}}
+# Ranks that no number of tensor ranks divides: projections to latents are whole on each.
+LATENT: dict[str, Any] = {"q_rank": 11, "kv_rank": 13, "nope_dim": 8, "rope_dim": 6, "value_dim": 10}
+YARN = {"factor": 8, "original_seq": 12, "beta_fast": 4, "beta_slow": 0.1, "mscale": 0.8, "mscale_all_dim": 1.3}
+LATENTS: Changes = {"model": {"kv_heads": None, "mla": LATENT, "yarn": YARN}}
+LATENT_KEYS: Changes = {"model": {"kv_heads": None, "mla": {**LATENT, "q_rank": None}}}
 UNTIED: Changes = {"model": {"tied": False}}
 RECOMPUTE: Changes = {"training": {"recompute": "full"}}
 DEEP: Changes = {"model": {"layers": 4}}
@@ -103,6 +108,7 @@ def _one() -> World:
     world.add("moe-masked", MOE, micro(2), masked=True)
     world.add("moe-micro-1-untied-qk-full", {"moe": MIXTURE}, micro(1), {"model": {"tied": False, "qk_norm": "full"}})
     world.add("moe-biased", MOE, BIASED, micro(2))
+    world.add("moe-latents", MOE, LATENTS, micro(2))
     world.add("moe-zero-0", {"moe": ODD, "noise": NOISE}, parallel(zero=0))
     world.add("moe-recompute", {"moe": MIXTURE}, RECOMPUTE)
     for option, settings in OPTIONS.items():
@@ -118,6 +124,8 @@ def _two() -> World:
     world.add("dense-tp2-untied", parallel(tensor=2), {"model": {"tied": False, "qk_norm": "head"}, "noise": NOISE})
     world.add("dense-tp2-no-sequence", parallel(tensor=2, sequence=False), {"model": {"qk_norm": "head"}})
     world.add("dense-tp2-biased", parallel(tensor=2), BIASED, {"noise": NOISE})
+    world.add("dense-tp2-latents-no-sequence", parallel(tensor=2, sequence=False), LATENTS, {"noise": NOISE})
+    world.add("dense-tp2-latent-keys", parallel(tensor=2), LATENT_KEYS, UNTIED)
     world.add("dense-pp2-untied", parallel(pipeline=2), UNTIED, micro(2))
     world.add("dense-pp2-virtual2", VIRTUAL, DEEP, micro(2), {"noise": NOISE})
     world.add("moe-dp2", MOE, micro(2))
@@ -129,6 +137,9 @@ def _two() -> World:
     world.add("moe-tp2-ep2", MOE, parallel(tensor=2, expert=2))
     world.add("moe-tp2-over-dp", MOE, parallel(tensor=2, expert_over="dp"))
     world.add("moe-tp2-over-dp-no-sequence", MOE, parallel(tensor=2, expert_over="dp", sequence=False))
+    world.add("moe-tp2-ep2-latents", MOE, LATENTS, parallel(tensor=2, expert=2))
+    world.add("moe-ep2-latents", MOE, LATENTS, micro(2), parallel(expert=2))
+    world.add("moe-pp2-latents-recompute", MOE, LATENTS, micro(2), RECOMPUTE, parallel(pipeline=2))
     world.add("moe-pp2", MOE, parallel(pipeline=2), micro(2))
     world.add("moe-pp2-masked", MOE, parallel(pipeline=2), micro(2), masked=True)
     world.add("moe-pp2-virtual2-recompute", MOE, VIRTUAL, DEEP, micro(2), RECOMPUTE)
@@ -200,6 +211,9 @@ def _whole_four() -> World:
     eight: Changes = {"moe": {**MIXTURE, "experts": 8}}
     two_level = parallel(expert=4, exchange="two_level", exchange_chunks=2)
     world.add("moe-ep4-two-level-chunks", {**MOE, **micro(1)}, eight, two_level, node_ranks=2)
+    for name in ("tp2-ep2-over-dp-no-sequence", "tp2-pp2-ep2", "pp2-virtual2-tp2"):
+        world.add(f"moe-{name}-latents", MOE, LATENTS, micro(1), FOUR_RANKS[name])
+    world.add("moe-tp4-ep4-latents", MOE, LATENTS, parallel(tensor=4, expert=4))
     world.add("moe-tp4-ep4", MOE, heads, parallel(tensor=4, expert=4))
     world.add("dense-tp4-no-sequence", heads, parallel(tensor=4, sequence=False), {"noise": NOISE})
     for name in ("dp4", "tp2-dp2", "tp2-pp2", "pp2-virtual2-tp2", "pp4"):

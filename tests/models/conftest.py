@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moescale.models.config import ModelConfig
+from moescale.models.mla_config import MLAConfig, YarnConfig
 from moescale.moe import MoEConfig
 
 VOCAB = 100  # padded to 128
@@ -44,6 +45,33 @@ CASES: dict[str, tuple[ModelConfig, MoEConfig | None]] = {
     "mixture, biases, another epsilon": (
         ModelConfig(layers=2, width=32, heads=4, qkv_bias=True, qk_norm="full", norm_eps=1e-1),
         MoEConfig(experts=4, active=2, granularity=8),
+    ),
+    "latent attention": (
+        ModelConfig(
+            layers=2, width=32, heads=3, mla=MLAConfig(kv_rank=12, nope_dim=6, rope_dim=4, value_dim=7), rope_base=500
+        ),
+        None,
+    ),
+    "latent queries, wide values": (
+        ModelConfig(
+            layers=1,
+            width=24,
+            heads=2,
+            tied=False,
+            norm_eps=1e-3,
+            mla=MLAConfig(q_rank=10, kv_rank=5, nope_dim=2, rope_dim=6, value_dim=11, norm_eps=1e-2),
+        ),
+        None,
+    ),
+    "mixture, latent attention, stretched positions": (
+        ModelConfig(
+            layers=2,
+            width=32,
+            heads=4,
+            mla=MLAConfig(q_rank=24, kv_rank=16, nope_dim=8, rope_dim=16, value_dim=8),
+            yarn=YarnConfig(factor=8, original_seq=10, beta_fast=2, beta_slow=0.05, mscale=0.7, mscale_all_dim=1.2),
+        ),
+        MoEConfig(experts=4, active=2, granularity=8, first_dense=1),
     ),
     "mixture, groups of experts": (
         ModelConfig(layers=2, width=32, heads=2),

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moescale.models.config import ModelConfig
 from moescale.models.counts import count_parameters, flops_per_token, mixture_layers
+from moescale.models.mla_config import MLAConfig
 from moescale.models.shapes import SHAPES
 from moescale.moe import MoEConfig
 
@@ -66,13 +67,21 @@ def counted(work: Callable[[], Any]) -> tuple[int, Any]:
     return counter.get_total_flops(), result
 
 
+def zeros_multiplied(model: ModelConfig) -> int:
+    """FLOPs a token of the zeros that make keys and values equally wide for torch's kernel on CPU."""
+    if model.mla is None:
+        return 0
+    return 2 * SEQ * model.layers * model.heads * abs(model.head_dim - model.mla.value_dim)
+
+
 def test_flops_are_those_of_the_built_model(built: Any, make_batch: Callable[..., Any]) -> None:
     tokens, labels = make_batch(batches=2, seq=SEQ)
     flops = flops_per_token(built.model, built.moe, VOCAB, SEQ)
+    wanted = (flops.forward + zeros_multiplied(built.model)) * tokens.numel()
     forward, losses = counted(lambda: built.losses(tokens, labels))
-    assert forward == flops.forward * tokens.numel()
+    assert forward == wanted
     backward, _ = counted(lambda: losses.square().mean().backward())
-    assert backward == 2 * flops.forward * tokens.numel()
+    assert backward == 2 * wanted
     assert flops.total == 3 * flops.forward
 
 
@@ -85,6 +94,13 @@ def test_every_part_of_the_flops() -> None:
     assert flops.router == 2 * 2 * 32 * 8
     assert flops.head == 2 * 32 * 128
     assert flops.six_n == 6 * count_parameters(model, moe, VOCAB).active
+
+
+def test_every_part_of_latent_attention() -> None:
+    mla = MLAConfig(q_rank=8, kv_rank=16, nope_dim=6, rope_dim=2, value_dim=10)
+    flops = flops_per_token(ModelConfig(layers=3, width=32, heads=4, mla=mla), None, VOCAB, SEQ)
+    down, up, output = 32 * 8 + 32 * (16 + 2), 8 * 4 * 8 + 16 * 4 * (6 + 10), 4 * 10 * 32
+    assert flops.attention == 3 * 2 * (down + up + output + SEQ * 4 * (8 + 10))
 
 
 def test_six_n_is_near_the_exact_count_where_sequences_are_short() -> None:

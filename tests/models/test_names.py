@@ -28,6 +28,8 @@ def expected_shapes(model: ModelConfig, moe: MoEConfig | None) -> dict[str, tupl
         layer = f"layers.{i}."
         shapes.update({f"{layer}attention_norm": (width,), f"{layer}ffn_norm": (width,)})
         matrices = {"q": (query, width), "k": (key, width), "v": (key, width), "o": (width, query)}
+        if model.mla is not None:
+            matrices = latent_shapes(model)
         shapes.update({f"{layer}attention.{name}": shape for name, shape in matrices.items()})
         if model.qkv_bias:
             shapes.update({f"{layer}attention.{n}_bias": (rows,) for n, rows in (("q", query), ("k", key), ("v", key))})
@@ -46,6 +48,21 @@ def expected_shapes(model: ModelConfig, moe: MoEConfig | None) -> dict[str, tupl
         if moe.shared:
             swiglu(f"{layer}moe.shared.", moe.shared * hidden)
     return shapes
+
+
+def latent_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    mla, width = model.mla, model.width
+    assert mla is not None
+    query = model.heads * (mla.nope_dim + mla.rope_dim)
+    shapes: dict[str, tuple[int, ...]] = {
+        "kv_down": (mla.kv_rank + mla.rope_dim, width),
+        "kv_norm": (mla.kv_rank,),
+        "kv_up": (model.heads * (mla.nope_dim + mla.value_dim), mla.kv_rank),
+        "o": (width, model.heads * mla.value_dim),
+    }
+    if mla.q_rank is None:
+        return {**shapes, "q": (query, width)}
+    return {**shapes, "q_down": (mla.q_rank, width), "q_norm": (mla.q_rank,), "q_up": (query, mla.q_rank)}
 
 
 def test_logical_tensors(built: Any) -> None:

@@ -144,6 +144,19 @@ def test_another_layout_and_back(train: Train, tmp_path: Path) -> None:
     assert [header["topology"]["world"] for header in back.headers] == [1, 2, 1]
 
 
+def test_latent_attention_goes_on(train: Train, tmp_path: Path) -> None:
+    """On the same rank with every number the same, and on two with heads cut and latents whole."""
+    mla = {"q_rank": 11, "kv_rank": 13, "nope_dim": 8, "rope_dim": 6, "value_dim": 10}
+    changes = {"model": {"kv_heads": 4, "mla": mla, "yarn": {"factor": 4, "original_seq": 16}}}
+    whole = train(tmp_path / "whole", 1, 12, **changes)
+    assert whole.steps[-1]["loss"] < whole.steps[0]["loss"] - 0.2
+    again = train(as_of(tmp_path / "whole", 6, tmp_path / "again"), 1, 12, **changes)
+    assert again.headers[-1]["resumed_from"] == 6
+    assert same(whole, again) == []
+    spread = train(as_of(tmp_path / "whole", 6, tmp_path / "spread"), 2, 12, parallel={"tensor": 2}, **changes)
+    assert_goes_on(spread, whole, 6)
+
+
 LAYOUTS = {
     "dp2": (2, {}),
     "ep2": (2, {"expert": 2}),

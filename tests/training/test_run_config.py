@@ -204,8 +204,13 @@ def test_keys_that_came_later_leave_names_as_they_were() -> None:
     assert run().scientific_hash == "f96419656cf29c95"
     assert run(MOE).scientific_hash == "23303ba833c706e5"
     assert run().config_hash == "cae043a5a5eb871c"
-    later = ({"norm_eps": 1e-6}, {"rotary_fraction": 0.5}, {"qkv_bias": True}, {"rope_base": 10_000.5})
-    assert len({run().scientific_hash, *(run({"model": keys}).scientific_hash for keys in later)}) == 5
+    mla = {"kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "value_dim": 8}
+    yarn = {"factor": 4, "original_seq": 16}
+    later = (
+        *({"norm_eps": 1e-6}, {"rotary_fraction": 0.5}, {"qkv_bias": True}, {"rope_base": 10_000.5}),
+        *({"mla": mla}, {"mla": {**mla, "q_rank": 8}}, {"mla": mla, "yarn": yarn}),
+    )
+    assert len({run().scientific_hash, *(run({"model": keys}).scientific_hash for keys in later)}) == 8
 
 
 def test_spelling_does_not_change_a_hash() -> None:

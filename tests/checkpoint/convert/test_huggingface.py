@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from moescale.models.config import ModelConfig
+from moescale.models.mla_config import MLAConfig, YarnConfig
 from moescale.moe import MoEConfig
 
 TOLERANCE = 1e-5
@@ -48,6 +49,36 @@ OURS: dict[str, tuple[str, ModelConfig, MoEConfig | None]] = {
             weight_scale=1.7,
             bias_rate=0.001,
         ),
+    ),
+    "deepseek": (
+        "hf-deepseek-v3",
+        ModelConfig(
+            layers=3,
+            width=32,
+            heads=5,
+            rope_base=300,
+            mla=MLAConfig(q_rank=18, kv_rank=10, nope_dim=6, rope_dim=8, value_dim=9),
+            yarn=YarnConfig(factor=6, original_seq=20, beta_fast=3, beta_slow=0.2),
+        ),
+        MoEConfig(
+            experts=8,
+            active=3,
+            expert_width=16,
+            shared=1,
+            first_dense=1,
+            score="sigmoid_normalized",
+            groups=4,
+            groups_active=2,
+            weight_scale=2.5,
+            bias_rate=0.001,
+        ),
+    ),
+    "deepseek, queries without a latent": (
+        "hf-deepseek-v3",
+        ModelConfig(
+            layers=1, width=40, heads=2, tied=False, mla=MLAConfig(kv_rank=7, nope_dim=10, rope_dim=2, value_dim=16)
+        ),
+        MoEConfig(experts=4, active=1, expert_width=8, shared=2, score="sigmoid"),
     ),
 }
 
@@ -91,10 +122,12 @@ def test_the_configuration_comes_back(foreign: Any, convert: Callable[..., Any],
     convert(tmp_path / "ours", tmp_path / "back", foreign.format, check=False)
     free = {"router_aux_loss_coef", "initializer_range", "transformers_version", "_name_or_path"}
     free |= {"decoder_sparse_step", "mlp_only_layers", "num_nextn_predict_layers", "num_mtp_layers"}
+    free |= {"moe_layer_freq", "scoring_func", "topk_method"}  # of DeepSeek's own code
     one, other = (AutoConfig.from_pretrained(folder).to_dict() for folder in (foreign.folder, tmp_path / "back"))
     head_dim = one["hidden_size"] // one["num_attention_heads"]
     for config in (one, other):
         config["head_dim"] = config.get("head_dim") or head_dim
+        config["rope_parameters"].pop("type", None)  # the older word for rope_type
     assert {key: value for key, value in one.items() if key not in free} == {
         key: value for key, value in other.items() if key not in free
     }
@@ -124,19 +157,44 @@ def test_ours_there_and_back(
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("case", ["glm4", "deepseek"])
 def test_what_decides_the_function_survives(
-    make_ours: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
+    case: str, make_ours: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Our configuration through GLM's and back: equal but for what acts in training only."""
+    """Our configuration through theirs and back: equal but for what acts in training only."""
     from moescale.checkpoint.convert.run_folder import RunFolder
 
-    _, model, moe = OURS["glm4"]
+    name, model, moe = OURS[case]
     make_ours(tmp_path / "ours", model, moe)
-    convert(tmp_path / "ours", tmp_path / "there", "hf-glm4-moe", check=False)
+    convert(tmp_path / "ours", tmp_path / "there", name, check=False)
     convert(tmp_path / "there", tmp_path / "back", "moescale", check=False)
     found = RunFolder().open(tmp_path / "back", None).architecture
     assert found.model == model
     assert found.moe == moe
+
+
+def test_deepseeks_own_spelling(
+    make_foreign: Callable[..., Any], convert: Callable[..., Any], one_rank: Any, tmp_path: Path
+) -> None:
+    """The keys of its published config.json: older positions, words of its own code, without transformers' defaults."""
+    foreign = make_foreign("deepseek", tmp_path / "model")
+    path = foreign.folder / "config.json"
+    content = json.loads(path.read_text())
+    positions = content.pop("rope_parameters")
+    content["rope_theta"] = positions.pop("rope_theta")
+    content["rope_scaling"] = {"type": positions.pop("rope_type"), **positions}
+    for key in ("head_dim", "qk_head_dim", "rope_interleave"):
+        content.pop(key, None)
+    content |= {
+        "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+        "ep_size": 1,
+        "moe_layer_freq": 1,
+    }
+    content |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "seq_aux": True, "aux_loss_alpha": 0.001}
+    path.write_text(json.dumps(content))
+    ledger = convert(foreign.folder, tmp_path / "ours", "moescale")
+    assert ledger.logits["compared"]
+    assert worst(our_logits(tmp_path / "ours", one_rank, tokens_of()), foreign.logits(tokens_of())) < TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -201,13 +259,14 @@ def test_tokenizer_files_go_along(mixtral: Any, convert: Callable[..., Any], tmp
     assert not (tmp_path / "back" / "README.md").exists()
 
 
+@pytest.mark.parametrize("case", ["glm4", "deepseek"])
 def test_layers_that_predict_further_tokens_are_left_out(
-    make_foreign: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
+    case: str, make_foreign: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """As GLM-4.5 is published: one more layer in the files, which transformers passes over too. Any dtype will do."""
+    """As these are published: one more layer in the files, which transformers passes over too. Any dtype will do."""
     from safetensors.torch import save_file
 
-    foreign = make_foreign("glm4", tmp_path / "model")
+    foreign = make_foreign(case, tmp_path / "model")
     path = foreign.folder / "model.safetensors"
     tensors = load_file(path)
     further = {"model.layers.3.eh_proj.weight": torch.ones(32, 64), "model.layers.3.enorm.weight": torch.ones(32)}

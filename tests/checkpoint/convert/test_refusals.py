@@ -74,6 +74,57 @@ def test_keys(model: Path, convert: Callable[..., Any], changes: dict[str, Any],
     assert said in refused(convert, model)
 
 
+DEEPSEEK_KEYS: list[tuple[dict[str, Any], str]] = [
+    ({"rope_interleave": False}, "rope_interleave (false) cannot be expressed; only true can"),
+    ({"attention_bias": True}, "attention_bias (true) cannot be expressed"),
+    ({"scoring_func": "softmax"}, 'scoring_func ("softmax") cannot be expressed; only "sigmoid" can'),
+    ({"topk_method": "greedy"}, 'topk_method ("greedy")'),
+    ({"moe_layer_freq": 2}, "moe_layer_freq (2)"),
+    ({"head_dim": 16}, "head_dim (16) cannot be expressed; only 6 or null can"),
+    ({"qk_head_dim": 64}, "qk_head_dim (64) cannot be expressed; only 16 or null can"),
+    ({"num_key_value_heads": 2}, "model.kv_heads (2) does not go with model.mla, where it is 4"),
+    ({"q_lora_rank": "absent"}, "q_lora_rank: required and not given"),
+    ({"kv_lora_rank": None}, "kv_lora_rank (null): a whole number is expected"),
+    ({"qk_rope_head_dim": 5, "head_dim": "absent", "qk_head_dim": "absent"}, "mla.rope_dim (5)"),
+    ({"n_shared_experts": 0}, "moe.shared (0): hf-deepseek-v3 always has shared experts"),
+    ({"first_k_dense_replace": 3}, "moe.first_dense (3) leaves no mixture among 3 layers"),
+    ({"quantization_config": {"quant_method": "fp8"}}, 'quantization_config ({"quant_method": "fp8"})'),
+    ({"rope_scaling": {"type": "yarn"}}, "rope_scaling and rope_parameters: one of them is expected"),
+]
+POSITIONS: list[tuple[dict[str, Any], str]] = [
+    ({"attention_factor": 1.5}, "rope_parameters.attention_factor (1.5) cannot be expressed; only null can"),
+    ({"truncate": False}, "rope_parameters.truncate (false) cannot be expressed"),
+    ({"mscale": None}, "rope_parameters.mscale_all_dim (1.3) without rope_parameters.mscale"),
+    ({"factor": None}, "yarn.factor (None)"),
+    ({"rope_type": "linear"}, 'rope_parameters.rope_type ("linear") cannot be expressed; only "default" or "yarn" can'),
+    ({"high_freq_factor": 2}, "rope_parameters.high_freq_factor (2)"),
+]
+
+
+@pytest.fixture(scope="module")
+def deepseek(make_foreign: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(make_foreign("deepseek", tmp_path_factory.mktemp("deepseek") / "model").folder)
+
+
+@pytest.mark.parametrize(("changes", "said"), DEEPSEEK_KEYS, ids=[next(iter(changes)) for changes, _ in DEEPSEEK_KEYS])
+def test_deepseeks_keys(
+    deepseek: Path, convert: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    model = Path(shutil.copytree(deepseek, tmp_path / "model"))
+    edit(model, **changes)
+    assert said in refused(convert, model)
+
+
+@pytest.mark.parametrize(("changes", "said"), POSITIONS, ids=[next(iter(changes)) for changes, _ in POSITIONS])
+def test_deepseeks_positions(
+    deepseek: Path, convert: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    model = Path(shutil.copytree(deepseek, tmp_path / "model"))
+    content = json.loads((model / "config.json").read_text())
+    edit(model, rope_parameters={**content["rope_parameters"], **changes})
+    assert said in refused(convert, model)
+
+
 def change_tensors(folder: Path, *, drop: str = "", **added: torch.Tensor) -> None:
     path = folder / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(path).items() if name != drop}
@@ -170,6 +221,8 @@ def test_what_an_interrupted_conversion_left_is_no_obstacle(model: Path, convert
 
 DENSE = {"layers": 2, "width": 32, "heads": 4}
 MIXTURE = {"experts": 4, "active": 2, "expert_width": 16}
+SIGMOID = {**MIXTURE, "score": "sigmoid", "shared": 1}
+LATENT = {"mla": {"kv_rank": 8, "nope_dim": 4, "rope_dim": 4, "value_dim": 4}}
 INEXPRESSIBLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, str]] = [
     ("hf-llama", {}, MIXTURE, "moe.experts (4): the model is a mixture"),
     ("hf-llama", {"qk_norm": "head"}, None, "model.qk_norm (head) cannot be expressed in hf-llama, which has none"),
@@ -192,6 +245,26 @@ INEXPRESSIBLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, str]] = [
     ("hf-glm4-moe", {}, {**MIXTURE, "score": "sigmoid", "shared": 1, "groups": 4}, "moe.groups (4) of moe.experts (4)"),
     ("hf-glm4-moe", {}, {**MIXTURE, "score": "sigmoid", "shared": 1, "every": 2}, "moe.every (2)"),
     ("hf-glm4-moe", {"qk_norm": "full"}, {**MIXTURE, "score": "sigmoid", "shared": 1}, "model.qk_norm (full)"),
+    ("hf-glm4-moe", LATENT, SIGMOID, "model.mla (q_rank=None kv_rank=8"),
+    ("hf-llama", LATENT, None, "cannot be expressed in hf-llama, which has none"),
+    ("hf-qwen3-moe", LATENT, MIXTURE, "model.mla (q_rank=None kv_rank=8"),
+    ("megatron", LATENT, SIGMOID, "model.mla (q_rank=None kv_rank=8"),
+    ("hf-deepseek-v3", LATENT, None, "moe (none): the model is dense"),
+    ("hf-deepseek-v3", {}, SIGMOID, "model.mla (none): hf-deepseek-v3 has latent attention"),
+    ("hf-deepseek-v3", LATENT, {**SIGMOID, "shared": 0}, "moe.shared (0): hf-deepseek-v3 always has shared experts"),
+    ("hf-deepseek-v3", LATENT, {**SIGMOID, "score": "softmax"}, "moe.score (softmax)"),
+    (
+        "hf-deepseek-v3",
+        {"mla": {**LATENT["mla"], "norm_eps": 1e-5}},
+        SIGMOID,
+        "model.mla.norm_eps (1e-05) cannot be expressed in hf-deepseek-v3, which has 1e-06",
+    ),
+    (
+        "hf-deepseek-v3",
+        {**LATENT, "yarn": {"factor": 4, "original_seq": 16, "mscale": 0.5}},
+        SIGMOID,
+        "model.yarn.mscale (0.5) with model.yarn.mscale_all_dim (0)",
+    ),
 ]
 
 
