@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
@@ -13,6 +12,8 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
+
+from ..parallel.sums import same_then_split_use
 
 
 class WholeProjection(nn.Module):
@@ -37,7 +38,7 @@ class WholeProjection(nn.Module):
         y = F.linear(x, self.weight)
         if self.summed and self.group is not None:
             own, shared = y.split([y.shape[-1] - self.summed, self.summed], dim=-1)
-            y = torch.cat([own, copy_to_tensor_model_parallel_region(shared, self.group)], dim=-1)
+            y = torch.cat([own, same_then_split_use(shared, self.group)], dim=-1)
         return y, None
 
 

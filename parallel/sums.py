@@ -35,6 +35,19 @@ class _SumOfSplits(torch.autograd.Function):
         return total, None
 
 
+class _SplitUse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, same: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return same.view_as(same)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 def sum_then_same_everywhere(share: Tensor, group: ProcessGroup | None) -> Tensor:
     """Sum over ranks, when everything computed from the sum is computed alike on every rank.
 
@@ -49,3 +62,12 @@ def sum_then_split_use(part: Tensor, group: ProcessGroup | None) -> Tensor:
     Each rank then holds only its part of the gradient, so the backward pass sums the parts.
     """
     return part if group is None else _SumOfSplits.apply(part, group)
+
+
+def same_then_split_use(same: Tensor, group: ProcessGroup | None) -> Tensor:
+    """What every rank has alike, when each uses it for its own part of what follows: unchanged.
+
+    The backward pass sums the ranks' parts of the gradient. (Megatron's function of the kind loses the sum where the
+    gradient is not contiguous.)
+    """
+    return same if group is None else _SplitUse.apply(same, group)

@@ -77,16 +77,16 @@ def parallel(**sizes: Any) -> Changes:
 
 MOE: Changes = {"moe": MIXTURE, "noise": NOISE}
 BIASED: Changes = {"model": {"qkv_bias": True, "rotary_fraction": 0.5, "norm_eps": 1e-3, "qk_norm": "head"}}
-# Ranks that no number of tensor ranks divides: projections to latents are whole on each.
-LATENT: dict[str, Any] = {"q_rank": 11, "kv_rank": 13, "nope_dim": 8, "rope_dim": 6, "value_dim": 10}
-YARN = {"factor": 8, "original_seq": 12, "beta_fast": 4, "beta_slow": 0.1, "mscale": 0.8, "mscale_all_dim": 1.3}
-LATENTS: Changes = {"model": {"kv_heads": None, "mla": LATENT, "yarn": YARN}}
-LATENT_KEYS: Changes = {"model": {"kv_heads": None, "mla": {**LATENT, "q_rank": None}}}
 UNTIED: Changes = {"model": {"tied": False}}
 RECOMPUTE: Changes = {"training": {"recompute": "full"}}
 DEEP: Changes = {"model": {"layers": 4}}
 # Other inputs, where a token of the usual ones chooses between equals.
 OTHER: Changes = {"training": {"seed": 4}}
+# Ranks that no number of tensor ranks divides: projections to latents are whole on each.
+LATENT: dict[str, Any] = {"q_rank": 11, "kv_rank": 13, "nope_dim": 8, "rope_dim": 6, "value_dim": 10}
+YARN = {"factor": 8, "original_seq": 12, "beta_fast": 4, "beta_slow": 0.1, "mscale": 0.8, "mscale_all_dim": 1.3}
+LATENTS: Changes = {"model": {"kv_heads": None, "mla": LATENT, "yarn": YARN}, **OTHER}
+LATENT_KEYS: Changes = {"model": {"kv_heads": None, "mla": {**LATENT, "q_rank": None}}}
 CLIPPED: Changes = {"optimizer": {"clip": 0.3, "eps": 1e-8}}
 
 
