@@ -64,7 +64,7 @@ class LatentAttention(MLASelfAttention):
         *,
         norm_eps: float,
     ):
-        # Without Transformer Engine 0.16 takes it for present here, and asks isinstance of its classes, which are mocks.
+        # Without Transformer Engine 0.16 takes it for present, and asks isinstance of its classes, which are mocks.
         multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
         super(MLASelfAttention, self).__init__(
             config, submodules, layer_number, attn_mask_type, "self", cp_comm_type, pg_collection

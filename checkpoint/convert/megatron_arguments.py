@@ -17,6 +17,8 @@ from ...models.config import ModelConfig
 from ...models.counts import mixture_layers
 from ...moe.config import MoEConfig
 from .formats import Architecture, Setting
+from .megatron_latents import TRANSLATED as _LATENT_TRANSLATED
+from .megatron_latents import check_latents, read_latents, write_latents
 
 # Arguments with one value that we can express (the first is also what an absent one means).
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
@@ -33,7 +35,6 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "apply_layernorm_1p": (False,),
     "layernorm_zero_centered_gamma": (False,),
     "apply_residual_connection_post_layernorm": (False,),
-    "multi_latent_attention": (False,),
     "experimental_attention_variant": (None,),
     "linear_attention_freq": (None,),
     "attention_output_gate": (False,),
@@ -76,7 +77,7 @@ _NEUTRAL = re.compile(
     r"flex|deepep|hybridep|extended|pad)|mlp_chunks|batch_p2p|variable_seq|microbatch|num_microbatches|context|"
     r"attention_softmax_in_fp32|apply_query_key_layer_scaling|fp32_residual|persist_layer_norm|memory_efficient|"
     r"calculate_per_token_loss|config_logger|transformer_impl|inference|flash_decode|timers|_func$|autocast|wgrad|"
-    r"account_for|mtp_loss|test_mode|use_te|symmetric_ar|disable_|clone_scatter|cp_comm|cross_entropy|use_ring|"
+    r"account_for|mtp_loss|test_mode|use_te|symmetric_ar|cache_mla|disable_|clone_scatter|cp_comm|cross_entropy|use_ring|"
     r"max_seqlen|ep_overlap|distribute_saved|qk_clip|log_max|quant_recipe|batch_invariant|sequence_parallel|"
     r"barrier|tp_only|kitchen|routing_replay|hetereogenous_dist|"
     r"mamba_|linear_(conv|key|value|num)|dsa_|mtp_|window_attn"  # act only with what is refused above
@@ -106,7 +107,7 @@ def architecture_of(arguments: Mapping[str, Any], origin: str) -> tuple[Architec
     _check_required(arguments, origin)
     _check_unknown(arguments, origin)
     try:
-        model = _model(arguments)
+        model = _model(arguments, origin)
         moe = _moe(arguments, model) if arguments.get("num_experts") else None
     except _InexpressibleError as error:
         raise UserError(f"{origin}: {error}") from None
@@ -129,10 +130,11 @@ def _check_required(arguments: Mapping[str, Any], origin: str) -> None:
 
 
 def _check_unknown(arguments: Mapping[str, Any], origin: str) -> None:
-    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-    for field in dataclasses.fields(TransformerConfig):
-        known = field.name in _TRANSLATED or field.name in _REQUIRED or _NEUTRAL.search(field.name)
+    latent = bool(arguments.get("multi_latent_attention"))
+    for field in dataclasses.fields(MLATransformerConfig if latent else TransformerConfig):
+        known = field.name in _TRANSLATED | _LATENT_TRANSLATED or field.name in _REQUIRED or _NEUTRAL.search(field.name)
         if known or field.name not in arguments:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -147,7 +149,7 @@ class _InexpressibleError(Exception):
     """A combination of arguments that our configuration has no words for."""
 
 
-def _model(given: Mapping[str, Any]) -> ModelConfig:
+def _model(given: Mapping[str, Any], origin: str) -> ModelConfig:
     heads, width, vocab = given["num_attention_heads"], given["hidden_size"], given.get("padded_vocab_size")
     grouped = given.get("group_query_attention") or "group_query_attention" not in given
     keys: dict[str, Any] = {
@@ -165,6 +167,7 @@ def _model(given: Mapping[str, Any]) -> ModelConfig:
         "qkv_bias": bool(given.get("add_qkv_bias", False)),
         "max_seq": given.get("max_position_embeddings"),
     }
+    keys |= read_latents(given, keys["norm_eps"], origin)
     if vocab and vocab != ModelConfig(**keys).padded_vocab(given.get("vocab_size") or vocab):
         keys["vocab_multiple"] = vocab
     return ModelConfig(**keys)
@@ -244,7 +247,8 @@ def _check_groups(moe: MoEConfig) -> None:
 
 def _settings(arguments: Mapping[str, Any]) -> list[Setting]:
     """What became of each argument that has to do with the model, and of the rest."""
-    told = [Setting(key, arguments[key], "translated") for key in sorted(_TRANSLATED & arguments.keys())]
+    translated = _TRANSLATED | (_LATENT_TRANSLATED if arguments.get("multi_latent_attention") else set())
+    told = [Setting(key, arguments[key], "translated") for key in sorted(translated & arguments.keys())]
     told += [
         Setting(key, arguments[key], "without effect", "what every model of ours has")
         for key in _REQUIRED
@@ -264,8 +268,7 @@ def check_expressible(architecture: Architecture) -> None:
         UserError: names the key, its value, and what could be expressed.
     """
     model, moe = architecture.model, architecture.moe
-    if model.mla is not None:
-        raise UserError(f"model.mla ({model.mla}): latent attention cannot be converted to and from Megatron-core here")
+    check_latents(model)
     if model.qk_norm == "full":
         raise UserError("model.qk_norm (full): Megatron-core norms each head alone; none and head can be converted")
     if moe is None:
@@ -311,6 +314,7 @@ def arguments_of(architecture: Architecture) -> dict[str, Any]:
         "add_position_embedding": False,
         "num_experts": None,
     }
+    arguments |= write_latents(model)
     if model.max_seq is not None:
         arguments["max_position_embeddings"] = model.max_seq
     return arguments if moe is None else arguments | _mixture_arguments(model, moe)

@@ -14,8 +14,10 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe import moe_utils
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,14 +49,22 @@ def build_model(found: Architecture, **changes: Any) -> GPTModel:
     Args:
         changes: of the `TransformerConfig`, such as sizes of its layout.
     """
-    # Without Transformer Engine 0.16 leaves this name undefined and still reads it.
+    # Without Transformer Engine 0.16 leaves this name undefined and still reads it, and takes it for present elsewhere.
     moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+    multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
     model_parallel_cuda_manual_seed(0)
     config = transformer_config(found, **changes)
     if found.moe is None:
-        spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+        spec = get_gpt_layer_local_spec(
+            qk_layernorm=config.qk_layernorm,
+            normalization="RMSNorm",
+            multi_latent_attention=config.multi_latent_attention,
+        )
     else:
         spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    if found.model.mla is not None:
+        for layer in [spec] if found.moe is None else spec.layer_specs:
+            layer.submodules.self_attention.submodules.core_attention = _LatentCore
     from megatron.core import parallel_state
 
     model = GPTModel(
@@ -75,9 +85,10 @@ def build_model(found: Architecture, **changes: Any) -> GPTModel:
 def transformer_config(found: Architecture, **changes: Any) -> TransformerConfig:
     """What Megatron-LM makes of our arguments, in fp32, without fusions."""
     arguments = arguments_of(found)
-    fields = {f for f in TransformerConfig.__dataclass_fields__}
+    kind = TransformerConfig if found.model.mla is None else MLATransformerConfig
+    fields = {f for f in kind.__dataclass_fields__}
     keys = {key: value for key, value in arguments.items() if key in fields and key != "num_experts"}
-    return TransformerConfig(
+    return kind(
         **{
             **keys,
             "layernorm_epsilon": found.model.norm_eps,
@@ -98,6 +109,13 @@ def transformer_config(found: Architecture, **changes: Any) -> TransformerConfig
             **changes,
         }
     )
+
+
+class _LatentCore(DotProductAttention):
+    """Megatron's own, which its latent attention tells widths that only Transformer Engine's takes."""
+
+    def __init__(self, *arguments: Any, k_channels: Any = None, v_channels: Any = None, **keywords: Any):
+        super().__init__(*arguments, **keywords)
 
 
 def fill(model: GPTModel, checkpoint: DistCheckpoint) -> None:

@@ -7,12 +7,13 @@ cut over ranks is put together again by the checkpoint, so no rank appears):
     decoder.layers.self_attention.linear_qkv.weight [L, (H + 2 Hkv) d, D]  for each group: queries, key, value
     decoder.layers.mlp.linear_fc1.weight [L, 2 F, D]                        gate over up
     decoder.layers.mlp.experts.experts.linear_fc1.weight [L, E, 2 F, D]     of every kind of expert module
+    decoder.layers.self_attention.linear_kv_up_proj.weight [L, H (n + v), R]   of latent attention, each alone
     ...
 
 There are variants, all of which are read. Layers that differ are kept apart, ``decoder.layers.3.mlp...``, without the
 first dimension; so may experts be, ``experts.experts.7.linear_fc1``, and then gate and up are two tensors, ``weight_w``
 and ``weight_v``. Norms go by the name that Transformer Engine fuses them under, ``linear_qkv.layer_norm_weight``, under
-local specs too; the norm before a mixture has one name under each.
+local specs too; the norm before a mixture and those of latent attention have one name under each.
 """
 
 from collections.abc import Callable, Container, Iterator
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...models.mla_config import MLAConfig
 from .formats import Architecture
 
 Logical = tuple[str, str]  # (part, logical name)
@@ -143,6 +145,9 @@ class Naming:
 
     def _attention(self, prefix: str) -> Iterator[Item]:
         model = self.model
+        if model.mla is not None:
+            yield from self._latents(prefix, model.mla)
+            return
         groups, queries, d = model.kv_heads, model.heads // model.kv_heads, model.head_dim
         rows = (queries + 2) * groups * d
         norms = ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight")
@@ -155,11 +160,30 @@ class Naming:
             for name in "qk":
                 yield _single(f"self_attention.{name}_layernorm.weight", (d,), f"{prefix}attention.{name}_norm")
 
+    def _latents(self, prefix: str, mla: MLAConfig) -> Iterator[Item]:
+        """Latent attention; Transformer Engine has the norms of latents in the projections behind them."""
+        width, heads = self.model.width, self.model.heads
+        yield _single("input_layernorm.weight", (width,), f"{prefix}attention_norm")
+        shapes: dict[str, tuple[int, ...]] = {"q_proj": (heads * mla.head_dim, width)}
+        if mla.q_rank is not None:
+            shapes = {"q_down_proj": (mla.q_rank, width), "q_up_proj": (heads * mla.head_dim, mla.q_rank)}
+        shapes["kv_down_proj"] = (mla.kv_rank + mla.rope_dim, width)
+        shapes["kv_up_proj"] = (heads * (mla.nope_dim + mla.value_dim), mla.kv_rank)
+        for name, shape in shapes.items():
+            logical = f"{prefix}attention.{name.removesuffix('_proj')}"
+            if name.endswith("up_proj"):
+                kind = name.split("_")[0]
+                norms = (f"self_attention.{kind}_layernorm.weight", f"self_attention.linear_{name}.layer_norm_weight")
+                yield replace(_single(norms, shape[1:], f"{prefix}attention.{kind}_norm"), written=2)
+            yield _single(f"self_attention.linear_{name}.weight", shape, logical)
+        yield _single("self_attention.linear_proj.weight", (width, heads * mla.value_dim), f"{prefix}attention.o")
+
     def _feed_forward(self, prefix: str, mixture: bool) -> Iterator[Item]:
         model, moe = self.model, self.moe
         fused, apart = "mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"
         norm = _single((apart, fused) if mixture else (fused, apart), (model.width,), f"{prefix}ffn_norm")
-        yield replace(norm, written=2) if mixture else norm
+        # Which of them Megatron asks for depends on its layer spec, except where all specs fuse it.
+        yield replace(norm, written=2) if mixture or model.mla is not None else norm
         if not mixture or moe is None:
             yield from _swiglu("mlp.", f"{prefix}ffn.", model.width, model.ffn)
             return
@@ -180,7 +204,9 @@ class Naming:
         """
         yield "decoder.final_layernorm._extra_state/shard_0_1"
         for layer, mixture in enumerate(self.mixtures):
-            modules = [f"self_attention.{name}" for name in ("linear_qkv", "linear_proj", "core_attention")]
+            modules = [f"self_attention.{name}" for name in ("linear_proj", "core_attention", *self._projections())]
+            if self.model.mla is not None:
+                modules += ["input_layernorm"]
             if self.model.qk_norm == "head":
                 modules += ["self_attention.q_layernorm", "self_attention.k_layernorm"]
             if not mixture:
@@ -191,6 +217,13 @@ class Naming:
                 for expert in range(self.moe.experts):
                     yield from (self._extra_state(f"{_EXPERTS}linear_fc{n}", layer, expert) for n in (1, 2))
             yield from (self._extra_state(module, layer, None) for module in modules)
+
+    def _projections(self) -> tuple[str, ...]:
+        """Modules of attention before its core."""
+        if self.model.mla is None:
+            return ("linear_qkv",)
+        queries = ("linear_q_proj",) if self.model.mla.q_rank is None else ("linear_q_down_proj", "linear_q_up_proj")
+        return (*queries, "linear_kv_down_proj", "linear_kv_up_proj")
 
     def _extra_state(self, module: str, layer: int, expert: int | None) -> str:
         place = self._place(Item((), (), (), _first, _whole, layer, expert), module, self.stacked)

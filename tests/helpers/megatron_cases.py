@@ -5,6 +5,7 @@ from typing import Any
 
 from moescale.checkpoint.convert.formats import Architecture
 from moescale.models.config import ModelConfig
+from moescale.models.mla_config import MLAConfig, YarnConfig
 from moescale.moe import MoEConfig
 
 VOCAB = 120  # padded to 128
@@ -23,6 +24,39 @@ MIXED = Architecture(
     MoEConfig(experts=4, active=2, expert_width=16, first_dense=1, every=2, score="softmax_normalized"),
     VOCAB,
 )
+LATENT = Architecture(
+    ModelConfig(
+        layers=2,
+        width=32,
+        heads=2,
+        ffn=40,
+        norm_eps=1e-6,
+        mla=MLAConfig(kv_rank=12, nope_dim=6, rope_dim=4, value_dim=10),
+    ),
+    None,
+    VOCAB,
+)
+DEEPSEEK = Architecture(
+    ModelConfig(
+        layers=3,
+        width=32,
+        heads=4,
+        tied=False,
+        norm_eps=1e-6,
+        mla=MLAConfig(q_rank=10, kv_rank=8, nope_dim=6, rope_dim=6, value_dim=8),
+        yarn=YarnConfig(factor=4, original_seq=6, beta_fast=2, beta_slow=0.1, mscale=0.8, mscale_all_dim=1.3),
+    ),
+    MoEConfig(experts=4, active=2, expert_width=16, first_dense=1, shared=1, score="sigmoid_normalized", bias_rate=0.1),
+    VOCAB,
+)
+MODELS = {
+    "dense": DENSE,
+    "tied": TIED,
+    "mixture": MIXTURE,
+    "mixed": MIXED,
+    "latent": LATENT,
+    "deepseek": DEEPSEEK,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +74,8 @@ CASES = {
     "mixture, expert": Case(MIXTURE, {"expert_model_parallel_size": 2}),
     "mixture, tensor": Case(MIXTURE, {"tensor_model_parallel_size": 2}),
     "mixed, pipeline": Case(MIXED, {"pipeline_model_parallel_size": 2}),
+    "latent, tensor": Case(LATENT, {"tensor_model_parallel_size": 2}),
+    "deepseek, tensor": Case(DEEPSEEK, {"tensor_model_parallel_size": 2}),
     "mixture, experts apart": Case(
         MIXTURE, {"expert_model_parallel_size": 2}, {"singleton_local_shards": True, "non_homogeneous_layers": True}
     ),

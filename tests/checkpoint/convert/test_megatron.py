@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from megatron_cases import CASES, DENSE, MIXED, MIXTURE, TIED, VOCAB
+from megatron_cases import CASES, DENSE, MIXTURE, MODELS, VOCAB
 from torch import Tensor
 
 from moescale.base.errors import UserError
@@ -24,7 +24,7 @@ from moescale.moe import MoEConfig
 
 WORKER = Path(__file__).parents[2] / "helpers" / "megatron_worker.py"
 NORMS = ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
-OURS = {"dense": DENSE, "tied": TIED, "mixture": MIXTURE, "mixed": MIXED}
+OF_LATENTS = ("q_layernorm.weight", "q_up_proj.layer_norm_weight", "kv_up_proj.layer_norm_weight")
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +89,7 @@ def test_from_any_layout_to_ours_and_back_is_the_same_model(
     before, after = tensors_of(source), tensors_of(tmp_path / "back" / "release")
     if not case.metadata:
         assert before.keys() <= after.keys()
-        assert all(name.endswith(NORMS) for name in after.keys() - before.keys())
+        assert all(name.endswith((*NORMS, *OF_LATENTS)) for name in after.keys() - before.keys())
         for key, tensor in before.items():
             assert torch.equal(tensor, after[key]), key
     logits_files = sorted(saved_by_ranks.glob(f"{name}.logits-*.pt"))
@@ -133,13 +133,13 @@ def test_a_configuration_that_the_tensors_contradict_is_refused(
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", MODELS)
 def test_ours_to_megatron_and_back_is_bit_equal_with_its_configuration(
     name: str, make_ours: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
 ) -> None:
     from moescale.checkpoint.convert.run_folder import RunFolder
 
-    found = OURS[name]
+    found = MODELS[name]
     tensors = make_ours(tmp_path / "run", found.model, found.moe, VOCAB)
     convert(tmp_path / "run", tmp_path / "megatron", "megatron")
     convert(tmp_path / "megatron", tmp_path / "back", "moescale")
@@ -192,6 +192,23 @@ def test_the_norm_before_a_mixture_goes_by_either_name(
     other = rewritten(mixture, lambda name, values: {} if name.endswith(gone) else {name: values})
     ledger = convert(other, tmp_path / "ours", "moescale")
     assert ledger.logits["largest_difference"] <= 1e-5 * ledger.logits["largest"]
+
+
+def test_transformer_engine_has_the_norms_of_latents_in_the_projections(
+    make_ours: Callable[..., Any], convert: Callable[..., Any], tmp_path: Path
+) -> None:
+    from moescale.checkpoint.convert.megatron import MegatronSource
+
+    found = MODELS["deepseek"]
+    tensors = make_ours(tmp_path / "run", found.model, found.moe, VOCAB)
+    convert(tmp_path / "run", tmp_path / "megatron", "megatron", check=False)
+    gone = (".q_layernorm.weight", ".kv_layernorm.weight")
+    other = rewritten(tmp_path / "megatron", lambda name, values: {} if name.endswith(gone) else {name: values})
+    source = MegatronSource(other, None)
+    for name, projection in (("q_norm", "linear_q_up_proj"), ("kv_norm", "linear_kv_up_proj")):
+        key = ("master", f"layers.1.attention.{name}")
+        assert source.made_of(*key) == (f"decoder.layers.1.self_attention.{projection}.layer_norm_weight",)
+        assert torch.equal(source.whole(*key), tensors[key])
 
 
 def test_two_names_of_one_norm_that_differ_are_refused(
@@ -266,6 +283,11 @@ def test_the_tracker_names_the_checkpoint(mixture: Path, convert: Callable[..., 
     ("model", "moe", "complaint"),
     [
         ({"qk_norm": "full"}, None, r"model\.qk_norm \(full\)"),
+        (
+            {"mla": {"kv_rank": 8, "nope_dim": 4, "rope_dim": 4, "value_dim": 4}},
+            None,
+            r"model\.mla\.norm_eps \(1e-06\): Megatron-core has one epsilon for all norms, here .* \(1e-05\)",
+        ),
         ({}, {"router": "expert_choice"}, r"moe\.router \(expert_choice\)"),
         ({}, {"score": "sigmoid"}, r"moe\.score \(sigmoid\) with moe\.active \(2\)"),
         ({}, {"score": "softmax_normalized", "active": 1}, r"moe\.score \(softmax_normalized\) with moe\.active \(1\)"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_cases import DENSE, MIXED, MIXTURE, TIED
+from megatron_cases import DEEPSEEK, DENSE, MIXED, MIXTURE, MODELS
 
 from moescale.base.errors import UserError
 from moescale.checkpoint.convert.formats import Architecture, logical_tensors
@@ -16,12 +16,10 @@ from moescale.checkpoint.convert.megatron_files import DistCheckpoint
 from moescale.checkpoint.convert.megatron_writer import DistWriter
 from moescale.moe import MoEConfig
 
-FOUND = {"dense": DENSE, "tied": TIED, "mixture": MIXTURE, "mixed": MIXED}
 
-
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", MODELS)
 def test_our_arguments_mean_our_model(name: str) -> None:
-    found = FOUND[name]
+    found = MODELS[name]
     back, settings = architecture_of(arguments_of(found), "file")
     check_agree(back, found, "file")
     assert logical_tensors(back) == logical_tensors(found)
@@ -84,7 +82,10 @@ def test_which_layers_are_mixtures(frequency: Any, expected: tuple[int, int]) ->
         ({"use_rope_scaling": True}, r"use_rope_scaling \(True\)"),
         ({"rotary_seq_len_interpolation_factor": 4}, r"rotary_seq_len_interpolation_factor \(4\)"),
         ({"window_size": (128, 0)}, r"window_size \(\(128, 0\)\)"),
-        ({"multi_latent_attention": True}, r"multi_latent_attention \(True\)"),
+        (
+            {"multi_latent_attention": True, "qk_layernorm": True},
+            r"lack q_lora_rank, which multi_latent_attention needs",
+        ),
         ({"layernorm_zero_centered_gamma": True}, r"layernorm_zero_centered_gamma \(True\)"),
         ({"apply_layernorm_1p": True}, r"apply_layernorm_1p \(True\)"),
         ({"mtp_num_layers": 1}, r"mtp_num_layers \(1\)"),
@@ -101,6 +102,28 @@ def test_which_layers_are_mixtures(frequency: Any, expected: tuple[int, int]) ->
 def test_what_we_cannot_compute_is_refused_by_name(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         of(**changes)
+
+
+def test_latent_attention_means_the_same() -> None:
+    def model(**changes: Any) -> Any:
+        return architecture_of(arguments_of(DEEPSEEK) | changes, "file")[0].model
+
+    assert model() == DEEPSEEK.model
+    silent = arguments_of(DEEPSEEK)
+    for key in ("rope_type", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        del silent[key]
+    yarn = architecture_of(silent, "file")[0].model.yarn
+    assert yarn is not None
+    assert (yarn.factor, yarn.beta_fast, yarn.beta_slow, yarn.mscale, yarn.mscale_all_dim) == (4, 32, 1, 1, 0)
+    assert model(rope_type="rope", mscale_all_dim=0.0).yarn is None
+    for changes, complaint in (
+        ({"rope_type": "rope"}, r"mscale_all_dim \(1\.3\) with rope_type \('rope'\)"),
+        ({"rope_type": "long"}, r"rope_type \('long'\) cannot be expressed"),
+        ({"qk_layernorm": False}, r"qk_layernorm \(False\) with multi_latent_attention"),
+        ({"kv_lora_rank": "many"}, r"make no model of ours"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            model(**changes)
 
 
 def test_an_argument_of_a_later_version_must_have_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,5 +193,5 @@ def test_the_arguments_of_a_run_are_read_with_its_enumerations(tmp_path: Path) -
 
 
 def test_expressible_models_pass() -> None:
-    for found in FOUND.values():
+    for found in MODELS.values():
         check_expressible(found)

@@ -248,7 +248,6 @@ INEXPRESSIBLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, str]] = [
     ("hf-glm4-moe", LATENT, SIGMOID, "model.mla (q_rank=None kv_rank=8"),
     ("hf-llama", LATENT, None, "cannot be expressed in hf-llama, which has none"),
     ("hf-qwen3-moe", LATENT, MIXTURE, "model.mla (q_rank=None kv_rank=8"),
-    ("megatron", LATENT, SIGMOID, "model.mla (q_rank=None kv_rank=8"),
     ("hf-deepseek-v3", LATENT, None, "moe (none): the model is dense"),
     ("hf-deepseek-v3", {}, SIGMOID, "model.mla (none): hf-deepseek-v3 has latent attention"),
     ("hf-deepseek-v3", LATENT, {**SIGMOID, "shared": 0}, "moe.shared (0): hf-deepseek-v3 always has shared experts"),
