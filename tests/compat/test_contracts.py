@@ -245,6 +245,37 @@ def test_fused_queries_keys_and_values_lie_group_by_group() -> None:
     assert "[sq, b, hp] --> [sq, b, ng, (np/ng + 2) * hn]" in source, "re-check NameMap._qkv"
 
 
+def test_latent_attention_takes_transformer_engine_for_present() -> None:
+    """Where it is absent: models/latent_attention.py and checkpoint/convert/megatron_model.py put that right."""
+    if importlib.util.find_spec("transformer_engine") is not None:
+        pytest.skip("it is present")
+    from megatron.core.transformer import multi_latent_attention
+
+    assert not isinstance(multi_latent_attention.TELinear, type), "its classes are no mocks any more: drop the repair"
+
+
+def test_a_whole_projection_to_a_latent_is_not_gathered() -> None:
+    """`LatentAttention` gives full widths, of this rank's tokens; Megatron's code then cuts and gathers no latent."""
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+    source = inspect.getsource(MLASelfAttention.get_query_key_value_tensors)
+    for condition in (
+        "if q_compressed.size(-1) != self.config.q_lora_rank:",
+        "if kv_combined.size(-1) != self.config.kv_lora_rank + self.config.qk_pos_emb_head_dim:",
+        "k_pos_emb = gather_from_sequence_parallel_region(k_pos_emb, group=self.tp_group)",
+    ):
+        assert condition in source, "other cases: re-check models/latent_attention.py with the parity cases of latents"
+
+
+def test_megatrons_copy_over_tensor_ranks_sums_contiguous_gradients_only() -> None:
+    """Why parallel/sums.py has a function of its own."""
+    from megatron.core.tensor_parallel import mappings
+
+    source = inspect.getsource(mappings._reduce)
+    assert "all_reduce(input_.contiguous(), group=group)" in source, "see whether same_then_split_use is still needed"
+    assert "return input_" in source
+
+
 def test_the_tied_embedding_is_marked_on_both_stages() -> None:
     from megatron.core.models.common.language_module.language_module import LanguageModule
 

@@ -24,6 +24,9 @@ RUN: dict[str, Any] = {
     "training": {"seq": 32, "batch": 16, "steps": 4},
     "optimizer": {"lr": 0.01},
 }
+MLA = {"kv_rank": 13, "nope_dim": 8, "rope_dim": 6, "value_dim": 10}
+LATENTS = {"qk_norm": "none", "kv_heads": 4, "mla": {**MLA, "q_rank": 11}, "yarn": {"factor": 8, "original_seq": 12}}
+LATENT_KEYS = {"qk_norm": "none", "kv_heads": 4, "mla": MLA}
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "alone": (1, {}, {}),
     "untied": (1, {}, {"tied": False}),
@@ -33,6 +36,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "virtual stages": (2, {"pipeline": 2, "virtual_stages": 2}, {"tied": False}),
     "experts over tensor ranks": (8, {"tensor": 2, "expert": 4}, {}),
     "experts over data ranks": (8, {"tensor": 2, "expert": 4, "expert_over": "dp"}, {"qk_norm": "head"}),
+    "latents": (4, {"tensor": 2, "pipeline": 2, "expert": 2}, LATENTS),
+    "latents without sequence": (2, {"tensor": 2, "sequence": False, "expert_over": "dp"}, LATENT_KEYS),
     "everything": (32, {"tensor": 2, "pipeline": 2, "virtual_stages": 2, "expert": 8}, {}),
 }
 
