@@ -103,6 +103,23 @@ def test_every_part_of_latent_attention() -> None:
     assert flops.attention == 3 * 2 * (down + up + output + SEQ * 4 * (8 + 10))
 
 
+def test_deepseek_v3_is_as_large_as_its_report_says() -> None:
+    """2412.19437, abstract and section 4.2: 671 B parameters, 37 B of them for each token."""
+    model = ModelConfig(
+        layers=61,
+        width=7168,
+        heads=128,
+        ffn=18_432,
+        tied=False,
+        vocab_multiple=1,
+        mla=MLAConfig(q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
+    )
+    moe = MoEConfig(experts=256, active=8, expert_width=2048, shared=1, first_dense=3)
+    counts = count_parameters(model, moe, 129_280)
+    assert round(counts.all / 1e9) == 671
+    assert int((counts.active + counts.embedding) / 1e9) == 37
+
+
 def test_six_n_is_near_the_exact_count_where_sequences_are_short() -> None:
     """6 N leaves out scores and head; in a large model at a short sequence they are little."""
     flops = flops_per_token(ModelConfig(shape="70B"), None, 32_000, 512)
