@@ -50,7 +50,7 @@ def read(keys: Keys) -> Architecture:
         "value_dim": keys.integer("v_head_dim"),
         "norm_eps": LATENT_EPS,
     }
-    # transformers derives both, writes them, and believes the first when it reads it.
+    # transformers derives both, writes them, and believes what it reads: head_dim decides how far features turn.
     keys.only("head_dim", mla["rope_dim"], None, default=None)
     keys.only("qk_head_dim", mla["nope_dim"] + mla["rope_dim"], None, default=None)
     model = {**common_model(keys), **rotary(keys, base=10_000, yarn=True), "mla": mla}

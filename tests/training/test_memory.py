@@ -13,6 +13,7 @@ import yaml
 from moescale.launch.environment import ALLOCATOR
 
 MIXTURE = {"experts": 8, "active": 2, "granularity": 2}
+LATENT = {"q_rank": 192, "kv_rank": 128, "nope_dim": 64, "rope_dim": 32, "value_dim": 64}
 
 
 @pytest.mark.slow
@@ -21,8 +22,12 @@ MIXTURE = {"experts": 8, "active": 2, "granularity": 2}
     [
         {"model": {"layers": 8, "width": 512, "heads": 8, "kv_heads": 8, "ffn": 2048}, "training": {"batch": 4}},
         {"model": {"layers": 6, "width": 256, "heads": 4, "ffn": 1024}, "moe": MIXTURE, "training": {"batch": 32}},
+        {
+            "model": {"layers": 8, "width": 512, "heads": 8, "kv_heads": 8, "ffn": 1024, "mla": LATENT},
+            "training": {"batch": 12},
+        },
     ],
-    ids=["dense", "moe"],
+    ids=["dense", "moe", "latent"],
 )
 def test_planned_memory_is_within_a_tenth(changes: dict[str, Any], small_run: Any, here: Path, tmp_path: Path) -> None:
     training = {**changes["training"], "seq": 256, "steps": 3}
