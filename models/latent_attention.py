@@ -16,6 +16,11 @@ from torch.nn import functional as F
 from ..parallel.sums import same_then_split_use
 
 
+def tell_whether_transformer_engine_is_there() -> None:
+    """Without it Megatron's latent attention of 0.16 takes it for present, and asks isinstance of mocks."""
+    multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
+
+
 class WholeProjection(nn.Module):
     """A projection to a latent, which every tensor rank holds whole: ``[S, B, D] -> [S, B, rows]``, no bias.
 
@@ -64,8 +69,7 @@ class LatentAttention(MLASelfAttention):
         *,
         norm_eps: float,
     ):
-        # Without Transformer Engine 0.16 takes it for present, and asks isinstance of its classes, which are mocks.
-        multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
+        tell_whether_transformer_engine_is_there()
         super(MLASelfAttention, self).__init__(
             config, submodules, layer_number, attn_mask_type, "self", cp_comm_type, pg_collection
         )

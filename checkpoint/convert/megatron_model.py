@@ -14,13 +14,13 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...models.latent_attention import tell_whether_transformer_engine_is_there
 from .formats import Architecture
 from .megatron_arguments import arguments_of
 from .megatron_files import DistCheckpoint
@@ -49,9 +49,9 @@ def build_model(found: Architecture, **changes: Any) -> GPTModel:
     Args:
         changes: of the `TransformerConfig`, such as sizes of its layout.
     """
-    # Without Transformer Engine 0.16 leaves this name undefined and still reads it, and takes it for present elsewhere.
+    # Without Transformer Engine 0.16 leaves this name undefined and still reads it.
     moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
-    multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
+    tell_whether_transformer_engine_is_there()
     model_parallel_cuda_manual_seed(0)
     config = transformer_config(found, **changes)
     if found.moe is None:

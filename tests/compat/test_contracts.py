@@ -246,7 +246,7 @@ def test_fused_queries_keys_and_values_lie_group_by_group() -> None:
 
 
 def test_latent_attention_takes_transformer_engine_for_present() -> None:
-    """Where it is absent: models/latent_attention.py and checkpoint/convert/megatron_model.py put that right."""
+    """Where it is absent: models/latent_attention.py puts that right."""
     if importlib.util.find_spec("transformer_engine") is not None:
         pytest.skip("it is present")
     from megatron.core.transformer import multi_latent_attention
