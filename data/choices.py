@@ -1,8 +1,10 @@
 """Multiple-choice questions as windows of tokens: one for each choice, behind its context.
 
 Texts become tokens as in lm-evaluation-harness 0.4 (EleutherAI; ``TemplateLM._encode_pair``), so that both score the
-same tokens: white space at the end of a context goes to its choices, context and choice are encoded together, and what
-comes after as many tokens as the context has alone is the choice. A context that does not fit loses its beginning.
+same tokens: white space at the end of a context goes to its choices; the context is encoded alone, then together with
+each choice, and what follows as many tokens as it has alone is the choice. (Where a piece reaches from the context into
+the choice, what is scored is therefore not quite the text; a choice that starts with a space has no such piece.) A
+context that does not fit loses its beginning.
 """
 
 from collections.abc import Sequence
@@ -82,7 +84,7 @@ def _encode(content: Sequence[Question], tokenizer: Tokenizer) -> list[tuple[np.
     pairs, row = [], 0
     for question, before in zip(content, of_context, strict=True):
         for together in whole[row : row + len(question.choices)]:
-            pairs.append((together[: len(before)], together[len(before) :]))
+            pairs.append((before, together[len(before) :]))
         row += len(question.choices)
     return pairs
 

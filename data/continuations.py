@@ -1,7 +1,7 @@
 """Questions made of held-out text: a context, the passage that follows it, and passages from elsewhere.
 
-A passage starts where a word ends: its first character is white space, the one before it is not. So a context never
-ends in white space, and a choice's first tokens give nothing away.
+A passage starts where a word ends: with a space that follows something else. So a context never ends in white space, no
+piece of our tokenizers reaches from a context into a choice, and a choice's first character gives nothing away.
 """
 
 import re
@@ -20,7 +20,7 @@ _TRIES = 100  # draws for each passage wanted, after which a domain counts as to
 _CACHED = 64  # documents kept as text
 # Characters that do not survive the way to text and, in transformers' form of our tokenizer, back to tokens.
 _UNFIT = re.compile(f"[\N{REPLACEMENT CHARACTER}{SPACE}]")
-_START = re.compile(r"(?<=\S)\s")
+_START = re.compile(r"(?<=\S) ")
 
 
 def continuations(name: str, config: ContinuationsConfig, prepared: PreparedData) -> list[Question]:

@@ -8,6 +8,7 @@ import typer
 
 from ..base.config import apply_overrides, load_yaml, validate
 from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
+from ..base.files import is_storage_failure
 from .environment import restart_with_allocator_settings, world_of_launcher
 from .output import console, note, print_json, stdout_for_results
 
@@ -96,7 +97,12 @@ def tasks(
         found = questions_of(config.eval.tasks, data.prepare(config.data, progress=not as_json))
     written = []
     for questions in found:
-        lines, task = write_for_harness(out, questions)
+        try:
+            lines, task = write_for_harness(out, questions)
+        except OSError as error:
+            if is_storage_failure(error):
+                raise
+            raise UserError(f"--out ({out}): cannot be written: {error.strerror}; name another folder") from None
         count, chance = len(questions.content), questions.chance
         written.append(
             {"task": questions.name, "questions": count, "chance": chance, "hash": questions.hash, "file": str(lines),

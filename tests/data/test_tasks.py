@@ -38,7 +38,10 @@ def test_continuations_are_passages_of_held_out_documents(prepared: PreparedData
         assert {len(choice) for choice in question.choices} == {15}
         assert len(question.context) == 40
         assert question.context == question.context.rstrip()
-        assert all(choice[0].isspace() for choice in question.choices)
+        assert {choice[0] for choice in question.choices} == {" "}
+        before = prepared.tokenizer.encode(question.context)
+        for choice in question.choices:  # no piece across the border
+            assert prepared.tokenizer.encode(question.context + choice)[: len(before)] == before
         together = question.context + question.choices[question.answer]
         assert any(together in text for text in documents)
         assert all(any(choice in text for text in documents) for choice in question.choices)
@@ -119,7 +122,7 @@ def test_choices_become_windows_behind_their_contexts(tokenizer: Tokenizer) -> N
             whole = tokenizer.encode(question.context + choice)
             labels = found.labels_NS[row][found.mask_NS[row].bool()]
             assert labels.tolist() == whole[len(before) :]
-            assert found.tokens_NS[row, : len(whole) - 1].tolist() == whole[:-1]
+            assert found.tokens_NS[row, : len(whole) - 1].tolist() == [*before, *whole[len(before) : -1]]
             row += 1
     right = [found.labels_NS[r][found.mask_NS[r].bool()] for r in found.right_Q]
     assert found.n_tokens == sum(len(labels) for labels in right)

@@ -21,6 +21,8 @@ def test_tasks_are_written_for_the_harness(work, main, tmp_path):
     said = main("data", "tasks", file, "--out", tmp_path / "tasks")
     assert said.stdout.startswith("go-on: 8 questions, 25.0% by chance: ")
     assert (tmp_path / "tasks" / "go-on.jsonl").read_bytes() == before
+    refused = main("data", "tasks", file, "--out", file)
+    assert (refused.returncode, refused.stderr.startswith("error: --out (")) == (2, True)
 
 
 def test_a_run_without_tasks_is_told_so(work, main, tmp_path):
