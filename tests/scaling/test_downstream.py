@@ -36,7 +36,7 @@ def with_task(study: SimpleNamespace, apart: dict[str, float], **changes: Any) -
 
 def test_nothing_is_shown_without_tasks(study: SimpleNamespace) -> None:
     assert answered(study.points, study.records) == []
-    assert "downstream" not in [s.key for s in sections(analyse(study.points, study.records, {}), {}, []) if s.blocks]
+    assert scores([]) is None
 
 
 def test_final_scores_of_finished_runs_are_collected(study: SimpleNamespace, tmp_path: Path) -> None:
@@ -73,18 +73,17 @@ def test_other_questions_under_one_name_are_kept_apart(study: SimpleNamespace) -
 
 def test_the_section_and_the_finding(study: SimpleNamespace) -> None:
     found = analyse(study.points, with_task(study, {"E8G4": 0.02}), {})
-    (section,) = (s for s in sections(found, {}, []) if s.key == "downstream")
+    shown = {section.key: section for section in sections(found, {}, [])}
     plot = scores(found.answered)
     assert plot is not None
     assert plot.image.startswith("data:image/svg+xml")
     assert len(plot.rows) == len(found.answered)
     assert all(len(row) == len(plot.columns) for row in plot.rows)
-    assert len(section.blocks) == 2
+    assert len(shown["downstream"].blocks) == 2
     (sentences,) = blocks(found)
     assert f"go-on: {len(found.answered)} of {len(found.answered)} runs above chance" in sentences.texts[0]
     finding = next(text for text in findings(found) if text.startswith("Downstream task go-on"))
     assert "E8G2 minus dense" in finding
     assert any("E8G4 minus dense is +0.0" in text and text.endswith("resolved.") for text in findings(found))
-    assert "domains" in [s.key for s in sections(found, {}, []) if s.blocks]
-    (domains,) = (s for s in sections(found, {}, []) if s.key == "domains")
-    assert not any("go-on" in cell for row in domains.blocks[0].plot.rows for cell in row)
+    # A task's bits per byte are those of its right choices, not of plain text.
+    assert not any("go-on" in cell for row in shown["domains"].blocks[0].plot.rows for cell in row)

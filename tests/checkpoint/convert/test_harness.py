@@ -47,6 +47,7 @@ def text(generator: random.Random) -> str:
 @pytest.fixture(scope="module", params=FORMATS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``run``, its export ``there`` and the questions in ``tasks``."""
+    pytest.importorskip("lm_eval", reason="pip install 'moescale[downstream]'")
     folder = tmp_path_factory.mktemp("harness")
     generator = random.Random(0)
     for document in range(40):
@@ -90,7 +91,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def asked(exported: Path) -> Path:
     """Where the harness wrote its results."""
-    pytest.importorskip("lm_eval", reason="pip install 'moescale[downstream]'")
     command = [
         sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", "pretrained=there,dtype=float32",
         "--tasks", ",".join(TASKS), "--include_path", "tasks", "--device", "cpu", "--batch_size", "4",
