@@ -23,6 +23,7 @@ from ..base.errors import UserError
 from .config import DataConfig
 from .prepare import Part, PreparedData
 from .tokenizer import Tokenizer
+from .windows import Windows
 
 _EPOCHS_KEPT = 2  # a batch may reach from one epoch into the next
 
@@ -167,17 +168,14 @@ def _blend(weights: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(Windows):
     """Windows over held-out documents.
 
-    tokens_NS and labels_NS are int64; mask_NS (float32) is one where a label counts. ``n_bytes`` is the UTF-8 bytes
-    that the counted labels stand for, so ``loss_sum / ln 2 / n_bytes`` is bits per byte. ``n_tokens`` counts them;
-    ends of documents are among them and stand for no byte: a model pays for telling where a document ends.
+    ``n_bytes`` is the UTF-8 bytes that the counted labels stand for, so ``loss_sum / ln 2 / n_bytes`` is bits per byte.
+    ``n_tokens`` counts them; ends of documents are among them and stand for no byte: a model pays for telling where a
+    document ends.
     """
 
-    tokens_NS: torch.Tensor
-    labels_NS: torch.Tensor
-    mask_NS: torch.Tensor
     n_bytes: int
     n_tokens: int
 
@@ -195,7 +193,7 @@ def held_out_sequences(prepared: PreparedData, domain: str, seq: int, limit: int
     """
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    part = prepared.part(domain, "held_out") if domain in prepared.manifest["domains"] else None
+    part = prepared.held_out(domain)
     if part is None or part.tokens < 2:
         raise UserError(
             f"eval.domains ({domain}): the prepared data holds nothing out for it; set data.held_out above 0"

@@ -93,6 +93,10 @@ class PreparedData:
         order = np.load(self.folder / f"{domain}.{split}.npy")
         return Part(prefix, order, entry[split]["tokens"], entry[split]["bytes"])
 
+    def held_out(self, domain: str) -> Part | None:
+        """The held-out documents of a domain; None if there are none, or no such domain."""
+        return self.part(domain, "held_out") if domain in self.manifest["domains"] else None
+
 
 def prepare(config: DataConfig, *, progress: bool = False) -> PreparedData:
     """Find the prepared data of ``config``, or make it.

@@ -1,4 +1,4 @@
-"""``moescale doctor``, ``moescale data prepare`` and ``moescale train``."""
+"""``moescale doctor``, ``moescale data prepare``, ``moescale data tasks`` and ``moescale train``."""
 
 import time
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from ..base.config import apply_overrides, load_yaml, validate
 from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
+from ..base.files import is_storage_failure
 from .environment import restart_with_allocator_settings, world_of_launcher
 from .output import console, note, print_json, stdout_for_results
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
     data_app = typer.Typer(help="Prepare training text.", no_args_is_help=True)
     data_app.command("prepare")(prepare)
+    data_app.command("tasks")(tasks)
     app.command("doctor")(doctor)
     app.add_typer(data_app, name="data")
     app.command("train")(train)
@@ -71,6 +73,45 @@ def prepare(
     else:
         for key, value in summary.items():
             print(f"{key}: {value}")
+
+
+def tasks(
+    file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="a run file, or the config.yaml of a run's folder")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("tasks"),
+    as_json: AsJson = False,
+) -> None:
+    """Write the questions of a run's downstream tasks, for lm-evaluation-harness and for reading."""
+    from ..data.tasks import questions_of, write_for_harness
+    from ..training.config import load_run
+
+    config = load_run(file, overrides)
+    if not config.eval.tasks:
+        raise UserError(f"{file}: eval.tasks names no task; see docs/downstream.md")
+    with stdout_for_results():
+        from ..compat.cuda_standin import install
+
+        install()  # before Megatron, which reads the tokens, is imported
+        from .. import data
+
+        found = questions_of(config.eval.tasks, data.prepare(config.data, progress=not as_json))
+    written = []
+    for questions in found:
+        try:
+            lines, task = write_for_harness(out, questions)
+        except OSError as error:
+            if is_storage_failure(error):
+                raise
+            raise UserError(f"--out ({out}): cannot be written: {error.strerror}; name another folder") from None
+        count, chance = len(questions.content), questions.chance
+        written.append(
+            {"task": questions.name, "questions": count, "chance": chance, "hash": questions.hash, "file": str(lines),
+             "harness": str(task)}
+        )  # fmt: skip
+        if not as_json:
+            print(f"{questions.name}: {count} questions, {chance:.1%} by chance: {lines}, {task}")
+    if as_json:
+        print_json({"tasks": written})
 
 
 def train(

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..base.errors import UserError
 from ..scaling.analysis import analyse
+from ..scaling.downstream import answered, write_answered
 from ..scaling.findings import findings
 from ..scaling.fit import Fit
 from ..scaling.isoflop import best_loss_fits, profiles
@@ -38,7 +39,7 @@ class Collected:
 
 
 def collect(folder: StudyFolder) -> Collected:
-    """Read all runs of the study in ``folder``; write ``points.csv`` and ``fits/``.
+    """Read all runs of the study in ``folder``; write ``points.csv``, ``downstream.csv`` and ``fits/``.
 
     Raises:
         UserError: no study there, no run of it has started, or a record is damaged.
@@ -51,6 +52,11 @@ def collect(folder: StudyFolder) -> Collected:
     if not points:
         raise UserError(f"{folder.path}: no run of the study {study.name} has started yet; start them with study run")
     write_points(folder.points, points)
+    asked = answered(points, records)
+    if asked:
+        write_answered(folder.downstream, asked)
+    else:
+        folder.downstream.unlink(missing_ok=True)
     fits, warnings = _fits(study, points)
     folder.fits.mkdir(exist_ok=True)
     for stale in folder.fits.glob("*.json"):

@@ -1,4 +1,5 @@
-"""A study on disk: ``study.yaml`` (resolved), ``runs/NAME/``, ``points.csv``, ``fits/``, ``report.html``."""
+"""A study on disk: ``study.yaml`` (resolved), ``runs/NAME/``, ``points.csv``, ``downstream.csv`` where runs have
+downstream tasks, ``fits/``, ``report.html``."""
 
 import contextlib
 import fcntl
@@ -35,6 +36,10 @@ class StudyFolder:
     @property
     def points(self) -> Path:
         return self.path / "points.csv"
+
+    @property
+    def downstream(self) -> Path:
+        return self.path / "downstream.csv"
 
     @property
     def fits(self) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import isoflop, seeds
+from .downstream import Answered, Gap, answered, gaps_at_loss
 from .effects import Line, lines_along
 from .fitted import Fit
 from .gradient_noise import BatchLaw, Measured, NoiseRatio, batch_laws, measurements, noise_ratios
@@ -23,6 +24,8 @@ class Analysis:
         noise: None where no cell has several seeds.
         pairings: families against dense at equal seeds.
         rates: checks of the learning rate.
+        answered: how runs answered downstream tasks.
+        score_gaps: families against dense in these, at equal loss.
     """
 
     points: Sequence[Point]
@@ -40,12 +43,14 @@ class Analysis:
     gradient_noise: list[Measured]
     batch_laws: list[BatchLaw]
     noise_ratios: list[NoiseRatio]
+    answered: list[Answered]
+    score_gaps: list[Gap]
 
     @property
     def tests(self) -> int:
         """Differences that are held against their intervals."""
         steps = sum(len(line.steps) for line in (*self.sparsity, *self.granularity))
-        return len(self.comparisons) + len(self.pairings) + len(self.rates) + steps
+        return len(self.comparisons) + len(self.pairings) + len(self.rates) + len(self.score_gaps) + steps
 
 
 def analyse(points: Sequence[Point], records: Mapping[str, Record], fits: Mapping[str, Fit]) -> Analysis:
@@ -60,6 +65,7 @@ def analyse(points: Sequence[Point], records: Mapping[str, Record], fits: Mappin
     noise = seeds.seed_noise(points)
     powers = isoflop.best_loss_fits(profiles, noise)
     measured = measurements(points, records)
+    asked = answered(points, records)
     return Analysis(
         points=points,
         records=records,
@@ -76,4 +82,6 @@ def analyse(points: Sequence[Point], records: Mapping[str, Record], fits: Mappin
         gradient_noise=measured,
         batch_laws=batch_laws(measured),
         noise_ratios=noise_ratios(measured),
+        answered=asked,
+        score_gaps=gaps_at_loss(asked),
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from . import formats
 from .analysis import Analysis
+from .downstream import Gap
 from .effects import Line
 from .fitted import Fit
 from .isoflop import Comparison, Profile
@@ -22,7 +23,7 @@ def findings(study: Analysis) -> list[str]:
         *_effects("sparsity", study.sparsity),
         *_effects("granularity", study.granularity),
     ]
-    closing = [*_noise_ratios(study), *_rates(study.rates), *_future(study.points)]
+    closing = [*_noise_ratios(study), *score_gaps(study.score_gaps), *_rates(study.rates), *_future(study.points)]
     return in_words(study.points, study.profiles, study.powers, study.comparisons, study.noise, further, closing)
 
 
@@ -212,6 +213,17 @@ def _noise_ratios(study: Analysis) -> list[str]:
             f"{ratio.loss_range[1]:.2f}: {answer}."
         )
     return sentences
+
+
+def score_gaps(found: Sequence[Gap]) -> list[str]:
+    """Whether mixtures answer downstream tasks better or worse than dense models of equal loss."""
+    return [
+        f"Downstream task {gap.task} at equal held-out loss: {gap.family} minus dense is "
+        f"{formats.with_error(gap.apart.value, gap.apart.reach)} in score (95 %, parallel lines through "
+        f"{gap.apart.n} runs, losses {gap.apart.span[0]:.2f} to {gap.apart.span[1]:.2f}): "
+        f"{'resolved' if gap.resolved else 'unresolved'}."
+        for gap in found
+    ]
 
 
 def _rates(checks: Sequence[RateCheck]) -> list[str]:

@@ -13,15 +13,14 @@ import numpy as np
 
 from .cells import DENSE
 from .laws import Array
+from .lines import FEWEST, distance, regression
 from .noise import NoiseAverage, NoiseEstimate, average
 from .points import Point
 from .record import Record
-from .seeds import t_factor
 
 Kind = Literal["all", "dense", "expert"]
 KINDS: tuple[Kind, ...] = ("all", "dense", "expert")
 PARTS = 6  # of a run's measurements, each averaged to one value
-FEWEST_LOSSES = 3  # distinct losses for a power law, and values of each family for a ratio
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,10 @@ def batch_laws(found: Sequence[Measured]) -> list[BatchLaw]:
     laws = []
     for family in dict.fromkeys(m.point.family for m in found):
         log_l, log_b = _logs(found, family)
-        if len(np.unique(log_l)) <= FEWEST_LOSSES:  # one more than distinct losses wanted, to have residuals
+        if len(np.unique(log_l)) <= FEWEST:  # one more than distinct losses wanted, to have residuals
             continue
         design = np.column_stack([np.ones_like(log_l), -log_l])
-        values, errors, factor = _regression(design, log_b)
+        values, errors, factor = regression(design, log_b)
         reach = factor * errors[1]
         ends = (float(np.exp(log_l.min())), float(np.exp(log_l.max())))
         power, scale = float(values[1]), math.exp(min(float(values[0]), 600.0))
@@ -128,28 +127,14 @@ def batch_laws(found: Sequence[Measured]) -> list[BatchLaw]:
 
 def noise_ratios(found: Sequence[Measured]) -> list[NoiseRatio]:
     """Each family against the dense one: parallel lines in (ln L, ln B) where both were measured."""
-    dense_l, dense_b = _logs(found, DENSE)
+    dense = _logs(found, DENSE)
     ratios: list[NoiseRatio] = []
-    if not len(dense_l):
-        return ratios
     for family in dict.fromkeys(m.point.family for m in found if m.point.family != DENSE):
-        log_l, log_b = _logs(found, family)
-        if not len(log_l):
-            continue
-        low, high = max(dense_l.min(), log_l.min()), min(dense_l.max(), log_l.max())
-        ours, theirs = (log_l >= low) & (log_l <= high), (dense_l >= low) & (dense_l <= high)
-        if min(ours.sum(), theirs.sum()) < FEWEST_LOSSES:
-            continue
-        x, y = np.concatenate([dense_l[theirs], log_l[ours]]), np.concatenate([dense_b[theirs], log_b[ours]])
-        other = np.concatenate([np.zeros(theirs.sum()), np.ones(ours.sum())])
-        values, errors, factor = _regression(np.column_stack([np.ones_like(x), x - x.mean(), other]), y)
-        shift, reach = float(values[2]), factor * float(errors[2])
-        ratios.append(
-            NoiseRatio(
-                family, math.exp(shift), math.exp(shift - reach), math.exp(shift + reach), len(x),
-                (math.exp(low), math.exp(high)),
-            )
-        )  # fmt: skip
+        apart = distance(*dense, *_logs(found, family))
+        if apart is not None:
+            low, high = apart.value - apart.reach, apart.value + apart.reach
+            span = (math.exp(apart.span[0]), math.exp(apart.span[1]))
+            ratios.append(NoiseRatio(family, math.exp(apart.value), math.exp(low), math.exp(high), apart.n, span))
     return ratios
 
 
@@ -162,12 +147,3 @@ def _logs(found: Sequence[Measured], family: str) -> tuple[Array, Array]:
     ]
     log_l, log_b = np.log(np.array(known).reshape(-1, 2)).T
     return log_l, log_b
-
-
-def _regression(design: Array, y: Array) -> tuple[Array, Array, float]:
-    """Least squares: coefficients, their standard errors, and Student's t of a 95 % interval."""
-    values, *_ = np.linalg.lstsq(design, y, rcond=None)
-    freedom = len(y) - design.shape[1]
-    square = float(np.sum((y - design @ values) ** 2)) / freedom
-    errors: Array = np.sqrt(square * np.diag(np.linalg.pinv(design.T @ design)))
-    return np.asarray(values, dtype=float), errors, t_factor(freedom)

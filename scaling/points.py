@@ -16,8 +16,8 @@ from ..base.files import write_atomically
 from .laws import Array, Law
 from .noise import NoiseEstimate, average
 from .record import Record
+from .record_schema import HELD_OUT
 
-HELD_OUT = "held_out"  # domain of the evaluation that a point's loss is taken from
 LAST_SHARE = 0.1  # of the steps, over which the training loss is averaged
 CHECKS = ("", "lr")  # what a run only checks
 FUTURES = ("", "training", "always")  # when later tokens decide where earlier ones are routed

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 SCHEMA = 1
+HELD_OUT = "held_out"  # the domain of eval lines over the held-out documents of all training domains
 State = Literal["done", "preempted", "failed"]
 
 
@@ -146,18 +147,32 @@ class Step(_Line):
     memory_bytes: int | None = Field(description="largest memory in use on rank 0 so far; null: not measured")
 
 
+class Task(_Line):
+    """The multiple-choice questions of a downstream task, and how they were answered (docs/downstream.md)."""
+
+    hash: str = Field(description="names the questions: equal hashes, equal questions")
+    questions: int
+    chance: float = Field(description="share of the questions that a blind guess gets right on average")
+    raw_score: float = Field(description="share whose right choice has the largest log-likelihood (acc)")
+    cut: int = Field(description="questions whose context lost its beginning to fit into training.seq")
+
+
 class Eval(_Line):
-    """One evaluation on one domain. Written before the checkpoint of the same step."""
+    """One evaluation on one domain or downstream task. Written before the checkpoint of the same step."""
 
     kind: Literal["eval"]
     step: int = Field(ge=0)
     tokens: int = Field(description="tokens trained on so far")
     flops: float = Field(description="training FLOPs so far")
     domain: str = Field(description="a domain or task; held_out: held-out documents of all training domains")
-    loss: float | None = Field(description="nats a token")
+    loss: float | None = Field(description="nats a token; of a task: of the right choices, given their contexts")
     bits_per_byte: float | None = Field(description="bits a byte of the original text")
-    score: float | None = Field(description="a task's score; null on plain text")
-    n_tokens: int = Field(description="tokens evaluated")
+    score: float | None = Field(
+        description="share of a task's questions whose right choice has the largest log-likelihood a character "
+        "(acc_norm); null on plain text"
+    )
+    n_tokens: int = Field(description="tokens that loss is the mean of")
+    task: Task | None = Field(None, description="absent: plain text")
 
 
 class Event(_Line):

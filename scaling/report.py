@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import effect_plots, plots, run_plots
+from . import downstream_report, effect_plots, plots, run_plots
 from .analysis import Analysis, analyse
 from .figures import Plot
 from .findings import findings, warnings_of
@@ -68,6 +68,7 @@ def sections(study: Analysis, provenance: Mapping[str, str], warnings: Sequence[
         Section("seeds", "Seed noise", seed_blocks(study)),
         _plotted(effect_plots.rate_plot(study.rates)),
         _plotted(run_plots.noise_scale(study.gradient_noise), batch_blocks(study)),
+        _plotted(downstream_report.scores(study.answered), downstream_report.blocks(study)),
         _plotted(plots.loss_curves(points, records)),
         _plotted(run_plots.bits_per_byte(points, records)),
         _plotted(run_plots.router_load(points, records)),

@@ -11,16 +11,22 @@ from ..base.errors import UserError
 from ..base.files import digest
 from ..checkpoint.config import CheckpointConfig
 from ..data.config import DataConfig
+from ..data.task_config import TaskConfig, check_task_name
 from ..models.config import ModelConfig
 from ..moe.config import MoEConfig
 from ..parallel.config import OVERLAPPING, ParallelConfig, RuntimeConfig
 from ..parallel.topology import Topology
+from ..scaling.record_schema import HELD_OUT
 
 BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")
 # Keys that came after runs had been named by their hashes: left out of them where they change nothing.
-LATER = {"model": ("norm_eps", "rotary_fraction", "qkv_bias", "mla", "yarn"), "checkpoint": ("keep_every", "async_")}
+LATER = {
+    "model": ("norm_eps", "rotary_fraction", "qkv_bias", "mla", "yarn"),
+    "eval": ("tasks",),
+    "checkpoint": ("keep_every", "async_"),
+}
 
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -114,11 +120,18 @@ class NoiseConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 class EvalConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Evaluation on held-out documents and domains; always once at the end."""
+    """Evaluation on held-out documents and domains, and on downstream tasks; always once at the end."""
 
     every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
     domains: tuple[str, ...] = Field((), description="default: all of the data section")
     sequences: int = Field(256, ge=1, description="at most so many held-out sequences of each domain")
+    tasks: dict[str, TaskConfig] = Field({}, description="multiple-choice tasks by name (docs/downstream.md)")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.tasks:
+            check_task_name(name)
+        return self
 
 
 class LoggingConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -161,6 +174,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for domain in self.eval.domains:
             if domain not in self.data.domains:
                 raise ValueError(f"eval.domains ({domain}): not in data.domains ({', '.join(self.data.domains)})")
+        self._check_tasks()
         if self.noise.every and self.training.batch < 2:
             raise ValueError(
                 f"noise.every ({self.noise.every}) needs training.batch ({self.training.batch}) of at least 2"
@@ -171,6 +185,20 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 f"noise.small_batch ({small}) must divide training.batch ({self.training.batch}) and be smaller"
             )
         return self
+
+    def _check_tasks(self) -> None:
+        """Eval lines of the record tell domains and tasks apart by their names alone."""
+        domains = self.data.domains
+        for name, task in self.eval.tasks.items():
+            if name in (*domains, HELD_OUT):
+                raise ValueError(
+                    f"eval.tasks.{name}: a name of a domain, or of all held-out text ({HELD_OUT}); take another"
+                )
+            if task.continuations is not None and task.continuations.domain not in domains:
+                raise ValueError(
+                    f"eval.tasks.{name}.continuations.domain ({task.continuations.domain}): not in data.domains "
+                    f"({', '.join(domains)})"
+                )
 
     @property
     def small_batch(self) -> int:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.loader import HeldOut
+from ..data.windows import Windows
 from ..parallel.groups import Groups
 from .batches import MicroBatch
 from .passes import Passes
@@ -38,7 +39,7 @@ class Score:
 
 def evaluate(passes: Passes, groups: Groups, held_out: HeldOut, seq: int) -> Score:
     """Score ``held_out``; every rank of the world must call it."""
-    batches = _dealt(held_out, groups, max(TOKENS_AT_ONCE // seq, 1))
+    batches = dealt(held_out, groups, seq)
     total = passes.evaluate(batches)
     topology = groups.topology
     if topology.tensor_rank(groups.rank) != 0:
@@ -48,12 +49,15 @@ def evaluate(passes: Passes, groups: Groups, held_out: HeldOut, seq: int) -> Sco
     return Score(total.item(), held_out.n_tokens, held_out.n_bytes)
 
 
-def _dealt(held_out: HeldOut, groups: Groups, at_once: int) -> list[MicroBatch]:
-    """This data rank's sequences in micro-batches of one size, as many on every rank, padded with masked ones."""
+def dealt(windows: Windows, groups: Groups, seq: int) -> list[MicroBatch]:
+    """This data rank's windows in micro-batches of one size, as many on every rank, padded with masked ones.
+
+    Their ``samples`` are the numbers of the windows, from their number on for padding.
+    """
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     data, rank = groups.topology.data, groups.topology.data_rank(groups.rank)
-    count = held_out.tokens_NS.shape[0]
-    at_once = min(at_once, -(-count // data))
+    count = windows.tokens_NS.shape[0]
+    at_once = min(max(TOKENS_AT_ONCE // seq, 1), -(-count // data))
     together = at_once * data * groups.topology.rounds
     rounds = -(-count // together) * groups.topology.rounds
     batches = []
@@ -64,9 +68,9 @@ def _dealt(held_out: HeldOut, groups: Groups, at_once: int) -> list[MicroBatch]:
         index = wanted.clamp(max=count - 1)
         batches.append(
             MicroBatch(
-                held_out.tokens_NS[index].to(device),
-                held_out.labels_NS[index].to(device),
-                (held_out.mask_NS[index] * inside).to(device),
+                windows.tokens_NS[index].to(device),
+                windows.labels_NS[index].to(device),
+                (windows.mask_NS[index] * inside).to(device),
                 wanted.to(device),
                 step=0,
             )

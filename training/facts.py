@@ -5,13 +5,18 @@ from typing import Any
 
 from ..compat.versions import versions
 from ..data import PreparedData
+from ..data.tasks import questions_of
 from ..moe import ops
 from ..parallel.topology import Topology
 from .config import RunConfig
 
 
 def facts(config: RunConfig, topology: Topology, data: PreparedData) -> dict[str, Any]:
-    """Every setting by its dotted key, the layout, the data, and the versions of the code."""
+    """Every setting by its dotted key, the layout, the data, and the versions of the code.
+
+    Raises:
+        UserError: the questions of a task cannot be had on this rank.
+    """
     settings = config.model_dump(mode="json", exclude={"runtime", "logging"})  # how a host is used may differ
     settings["data"].pop("path")
     return {
@@ -19,6 +24,7 @@ def facts(config: RunConfig, topology: Topology, data: PreparedData) -> dict[str
         **{f"layout.{key}": value for key, value in topology.describe().items()},
         "hash of the data": data.data_hash,
         "hash of the tokenizer": data.tokenizer_hash,
+        **{f"hash of the questions of {task.name}": task.hash for task in questions_of(config.eval.tasks, data)},
         "operations": ops.unavailable or "native",
         **versions(),
     }

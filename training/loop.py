@@ -5,6 +5,8 @@ import time
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from ..checkpoint.saver import Saver
 from ..checkpoint.storage import prune
+from ..scaling.record_schema import HELD_OUT
+from .downstream import Answers, answer
 from .evaluate import Score, evaluate
 from .nonfinite import explain_nonfinite
 from .recording import Recorder
@@ -51,6 +53,7 @@ class Loop:
                 return EXIT_FAILED
             last = step == steps
             if last or self._is_due(self.config.eval.every, step):
+                self.recorder.answers(step, self._answer())
                 self.recorder.scores(step, self._evaluate())
             stopping = result.stop and not last
             if last or stopping or step in self.branches or self._is_due(self.config.checkpoint.every, step):
@@ -76,8 +79,13 @@ class Loop:
         }
         trained = [score for name, score in scores.items() if not self.config.data.domains[name].evaluate_only]
         if trained:
-            scores["held_out"] = sum(trained[1:], trained[0])
+            scores[HELD_OUT] = sum(trained[1:], trained[0])
         return scores
+
+    def _answer(self) -> dict[str, Answers]:
+        """How each downstream task is answered."""
+        passes, groups, seq = self.setup.passes, self.setup.groups, self.config.training.seq
+        return {choices.questions.name: answer(passes, groups, choices, seq) for choices in self.setup.tasks}
 
     def _save(self, step: int, *, background: bool) -> None:
         extra = {

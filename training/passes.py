@@ -1,6 +1,6 @@
 """Forward and backward passes through Megatron's schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,10 +47,27 @@ class Passes:
         sums = self._run(micro_batches, 1.0, forward_only=True)
         return torch.stack(sums).double().sum() if sums else self._nothing().double()
 
+    @torch.no_grad()
+    def evaluate_sequences(self, micro_batches: Sequence[MicroBatch]) -> Tensor | None:
+        """Summed token loss of each sequence without gradients, float64 [micro-batches * mb]; None but on the last
+        pipeline stage.
+        """
+        self.stage.eval()
+        sums = self._run(micro_batches, 1.0, forward_only=True, told=lambda loss_BS: loss_BS.double().sum(dim=1))
+        return torch.cat(sums) if sums else None
+
     def _nothing(self) -> Tensor:
         return torch.zeros((), device=self._position_1S.device)
 
-    def _run(self, micro_batches: Sequence[MicroBatch], denominator: float, forward_only: bool) -> list[Tensor]:
+    def _run(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        denominator: float,
+        forward_only: bool,
+        told: Callable[[Tensor], Tensor] = torch.sum,
+    ) -> list[Tensor]:
+        """What ``told`` makes of each micro-batch's token losses [mb, S]; nothing except on the last pipeline stage."""
+
         def forward_step(iterator: Any, model: GPT) -> tuple[Tensor, Any]:
             micro: MicroBatch = next(iterator)
             context = RoutingContext(micro.tokens, micro.samples, micro.step, self.seed)
@@ -60,8 +77,8 @@ class Passes:
             output = model(micro.tokens, position, None, labels=micro.labels)
 
             def loss_of(token_loss_BS: Tensor) -> tuple[Tensor, Tensor]:
-                total = (token_loss_BS.float() * micro.mask).sum()
-                return total / denominator, total.detach()
+                counted_BS = token_loss_BS.float() * micro.mask
+                return counted_BS.sum() / denominator, told(counted_BS.detach())
 
             return output, loss_of
 

@@ -20,6 +20,7 @@ from ..moe import ops
 from ..scaling.record import RecordWriter
 from ..version import __version__
 from .budget import flops_per_step, tokens_per_step
+from .downstream import Answers
 from .evaluate import Score
 from .setup import Setup, peak_memory
 from .status import State, write_status
@@ -144,22 +145,40 @@ class Recorder:
             self.status("running", step=step)
 
     def scores(self, step: int, scores: dict[str, Score]) -> None:
-        """Eval lines."""
+        """Eval lines of domains."""
+        for domain, found in scores.items():
+            self._evaluation(step, domain, found, None)
+
+    def answers(self, step: int, answers: dict[str, Answers]) -> None:
+        """Eval lines of downstream tasks."""
+        for name, given in answers.items():
+            asked = given.choices.questions
+            questions = len(asked.content)
+            task = {
+                "hash": asked.hash,
+                "questions": questions,
+                "chance": asked.chance,
+                "raw_score": given.right_raw / questions,
+                "cut": given.choices.cut,
+            }
+            self._evaluation(step, name, given.of_right_choices, given.right / questions, task=task)
+
+    def _evaluation(self, step: int, domain: str, found: Score, score: float | None, **more: Any) -> None:
         if not self.writes:
             return
-        for domain, score in scores.items():
-            self._record.eval(
-                {
-                    "step": step,
-                    "tokens": step * self._tokens,
-                    "flops": float(step * self._flops),
-                    "domain": domain,
-                    "loss": score.loss,
-                    "bits_per_byte": score.bits_per_byte,
-                    "score": None,
-                    "n_tokens": score.n_tokens,
-                }
-            )
+        self._record.eval(
+            {
+                "step": step,
+                "tokens": step * self._tokens,
+                "flops": float(step * self._flops),
+                "domain": domain,
+                "loss": found.loss,
+                "bits_per_byte": found.bits_per_byte,
+                "score": score,
+                "n_tokens": found.n_tokens,
+                **more,
+            }
+        )
 
     def event(self, what: str, step: int, why: str) -> None:
         if self.writes:

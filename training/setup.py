@@ -7,7 +7,9 @@ import torch
 
 from ..checkpoint.state import LogicalState
 from ..data import PreparedData, prepare
+from ..data.choices import Choices, encode_choices
 from ..data.loader import HeldOut, TrainStream, held_out_sequences
+from ..data.tasks import questions_of
 from ..models.build import Stage, build_stage
 from ..models.initialise import initialise
 from ..models.names import NameMap
@@ -34,6 +36,7 @@ class Setup:
     batches: Batches
     passes: Passes
     held_out: dict[str, HeldOut]
+    tasks: list[Choices]
     steps: int
 
 
@@ -43,6 +46,9 @@ def build(config: RunConfig, groups: Groups) -> Setup:
     training = config.training
     steps = steps_of(config, data.vocab_size)
     check_schedule(config, steps)
+    tasks = [
+        encode_choices(questions, data.tokenizer, training.seq) for questions in questions_of(config.eval.tasks, data)
+    ]
     stage = build_stage(
         config.model,
         config.moe,
@@ -74,6 +80,7 @@ def build(config: RunConfig, groups: Groups) -> Setup:
         batches=Batches(stream, groups, training.batch),
         passes=Passes(stage, training.seq, training.seed),
         held_out=_held_out(config, data),
+        tasks=tasks,
         steps=steps,
     )
 

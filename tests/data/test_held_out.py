@@ -1,19 +1,12 @@
 import pytest
 import torch
+from held_out_text import stream_of
 
 from moescale.base.errors import UserError
 from moescale.data import PreparedData
-from moescale.data.indexed import open_indexed
 from moescale.data.loader import held_out_sequences
 
 SEQ = 16
-
-
-def stream_of(prepared: PreparedData, domain: str) -> list[int]:
-    """All held-out tokens of a domain, one document after the other."""
-    part = prepared.part(domain, "held_out")
-    sequences = open_indexed(domain, part.prefix)
-    return [token for row in part.order for token in sequences.get(row).tolist()]
 
 
 @pytest.mark.parametrize("domain", ["files", "rows", "apart"])

@@ -259,23 +259,32 @@ def check_score(ranks: list[Any], reference: Reference, errors: Errors) -> None:
     config, held_out = reference.config, ranks[0]["held_out"]
     moe = config.moe
     assert len({rank["score"] for rank in ranks}) == 1
+    assert len({rank["answers"].loss_N.tobytes() for rank in ranks}) == 1
     if moe is not None and (moe.router == "expert_choice" or (moe.capacity and moe.drop == "probability")):
         return  # a sequence that begins with a token twice makes these draw between equals
     if moe is not None:
         moe = moe.model_copy(update={"jitter": 0.0, "router": "topk" if moe.router == "sinkhorn" else moe.router})
-    with torch.no_grad():
-        losses, *_ = reference.gpt.reference_losses(
-            {**reference.tensors, **reference.carried},
-            config.model,
-            moe,
-            reference.vocab,
-            held_out.tokens_NS,
-            held_out.labels_NS,
-            (config.training.seed, 0, 0),
-        )
-    wanted = float((losses * held_out.mask_NS).sum())
+
+    def losses_of(windows: Any) -> Any:
+        with torch.no_grad():
+            losses_NS, *_ = reference.gpt.reference_losses(
+                {**reference.tensors, **reference.carried},
+                config.model,
+                moe,
+                reference.vocab,
+                windows.tokens_NS,
+                windows.labels_NS,
+                (config.training.seed, 0, 0),
+            )
+        return losses_NS * windows.mask_NS
+
+    bound = 1e-6 if config.optimizer.eps > 1e-8 else 1e-3
     for rank in ranks:
-        errors.number("held-out loss", rank["score"].loss_sum, wanted, 1e-6 if config.optimizer.eps > 1e-8 else 1e-3)
+        errors.number("held-out loss", rank["score"].loss_sum, float(losses_of(held_out).sum()), bound)
+        answers = rank["answers"]
+        wanted_N = losses_of(answers.choices).sum(dim=1).tolist()
+        for found, wanted in zip(answers.loss_N.tolist(), wanted_N, strict=True):
+            errors.number("loss of a choice", found, wanted, bound)
 
 
 def check_state(ranks: list[Any], reference: Reference, errors: Errors) -> None:

@@ -1,4 +1,4 @@
-"""The batch scripts for conversions: Slurm would read their directives, and without Slurm they run as they are."""
+"""The batch scripts: Slurm would read their directives, and without Slurm they run as they are."""
 
 import os
 import re

@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent / "data" / "record_v1.jsonl"
 
 def test_golden_file_reads_strictly_and_is_written_byte_for_byte(tmp_path: Path) -> None:
     record = read_record(GOLDEN, strict=True)
-    assert [len(lines) for lines in (record.headers, record.steps, record.evals, record.events)] == [2, 3, 2, 2]
+    assert [len(lines) for lines in (record.headers, record.steps, record.evals, record.events)] == [2, 3, 3, 2]
     assert record.end is not None
     assert record.end["state"] == "done"
     writer = RecordWriter(tmp_path)

@@ -29,15 +29,22 @@ import deepspeed.comm
 from deepspeed.utils import groups as deepspeed_groups
 from parity_judge import Masked
 
+from moescale.data.choices import encode_choices
+from moescale.data.task_config import TaskConfig
+from moescale.data.tasks import questions_of
 from moescale.moe import balance
 from moescale.parallel import engine
 from moescale.parallel.groups import Groups
 from moescale.parallel.noise import SmallBatchGradients
 from moescale.parallel.roles import Role
 from moescale.training.batches import Batches
+from moescale.training.downstream import answer
 from moescale.training.evaluate import evaluate
 from moescale.training.setup import build
 from moescale.training.step import take_step
+
+# An odd number of choices, some of whose contexts are longer than a sequence.
+TASK = {"domain": "words", "count": 5, "choices": 3, "context": 40, "length": 12}
 
 
 def micro_batches_not_averaged():
@@ -138,6 +145,9 @@ def run_case(case, place):
     (held_out,) = setup.held_out.values()
     stored["held_out"] = held_out
     stored["score"] = evaluate(setup.passes, groups, held_out, config.training.seq)
+    tasks = questions_of({"words": TaskConfig.model_validate({"continuations": TASK})}, setup.data)
+    choices = encode_choices(tasks[0], setup.data.tokenizer, config.training.seq)
+    stored["answers"] = answer(setup.passes, groups, choices, config.training.seq)
     parameters = {
         piece.name: piece.read(entry.parameter.detach()).clone()
         for entry in setup.state.entries.values()

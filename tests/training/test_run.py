@@ -116,6 +116,37 @@ def test_a_run_ends_in_a_whole_record(write_config: Callable[..., Path], begin: 
     assert (tmp_path / "out/record.jsonl").read_bytes() == untouched
 
 
+def test_downstream_tasks_stand_in_the_record(
+    write_config: Callable[..., Path], begin: Starter, tmp_path: Path
+) -> None:
+    questions = [
+        {"context": "the model reads a token and", "choices": [" sends it to an expert", " 世界"], "answer": 0},
+        {"context": "the model reads a token and", "choices": [" 世界", " sends it to an expert"], "answer": 0},
+    ]
+    (tmp_path / "words.jsonl").write_text("".join(f"{json.dumps(question)}\n" for question in questions))
+    tasks = {
+        "split": {"file": str(tmp_path / "words.jsonl")},
+        "go-on": {"continuations": {"domain": "words", "count": 20, "context": 30, "length": 10}},
+    }
+    evaluated = {"every": 2, "sequences": 8, "tasks": tasks}
+    config = write_config(moe=MIXTURE, eval=evaluated, training={"steps": 4})
+    finish(begin(config, tmp_path / "out"))
+    evals = strict(tmp_path / "out").evals
+    assert [(line["step"], line["domain"]) for line in evals] == [
+        (step, domain) for step in (2, 4) for domain in ("go-on", "split", "words", "held_out")
+    ]  # the held-out loss stands last, where readers of the newest line look for it
+    go_on, split = evals[4:6]
+    assert split["score"] == split["task"]["raw_score"] == 0.5  # words it has seen are likelier than bytes it has not
+    assert (split["task"]["questions"], split["task"]["chance"]) == (2, 0.5)
+    assert go_on["score"] * 20 == int(go_on["score"] * 20)
+    assert 0 < go_on["loss"] < 10
+    assert all("task" not in line for line in evals if line["domain"] in ("words", "held_out"))
+    missing = write_config("missing", eval={**evaluated, "tasks": {"split": {"file": str(tmp_path / "no.jsonl")}}})
+    output = finish(begin(missing, tmp_path / "missing"), code=2)
+    assert "eval.tasks.split.file" in output
+    assert "Traceback" not in output
+
+
 def test_another_run_in_the_folder_is_refused(
     write_config: Callable[..., Path], begin: Starter, tmp_path: Path
 ) -> None:

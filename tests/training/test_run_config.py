@@ -43,6 +43,25 @@ def run(*changes: dict[str, Any]) -> RunConfig:
         ),
         ({"eval": {"domains": ["code"]}}, r"eval.domains \(code\): not in data.domains \(words\)"),
         (
+            {"eval": {"tasks": {"go-on": {"continuations": {"domain": "code"}}}}},
+            r"eval.tasks.go-on.continuations.domain \(code\): not in data.domains \(words\)",
+        ),
+        (
+            {"eval": {"tasks": {"words": {"file": "a.jsonl"}}}},
+            r"eval.tasks.words: a name of a domain, or of all held-out",
+        ),
+        ({"eval": {"tasks": {"held_out": {"file": "a.jsonl"}}}}, r"eval.tasks.held_out: a name of a domain"),
+        ({"eval": {"tasks": {"a/b": {"file": "a.jsonl"}}}}, r"eval.tasks.a/b: names files, so use letters, digits"),
+        (
+            {"eval": {"tasks": {"both": {"file": "a.jsonl", "continuations": {"domain": "words"}}}}},
+            r"eval.tasks: give each task exactly one of file, continuations \(given: file, continuations\)",
+        ),
+        ({"eval": {"tasks": {"none": {}}}}, r"exactly one of file, continuations \(given: none\)"),
+        (
+            {"eval": {"tasks": {"t": {"continuations": {"domain": "words", "choices": 1}}}}},
+            r"eval.tasks.t.continuations.choices \(1\): input should be greater than or equal to 2",
+        ),
+        (
             {"noise": {"every": 2}, "training": {"batch": 1}},
             r"noise.every \(2\) needs training.batch \(1\) of at least 2",
         ),
@@ -185,6 +204,7 @@ SCIENTIFIC: list[dict[str, Any]] = [
     {"data": {"held_out": 0.1}},
     {"noise": {"every": 2}},
     {"eval": {"every": 2}},
+    {"eval": {"tasks": {"capitals": {"file": "capitals.jsonl"}}}},
 ]
 
 
@@ -204,6 +224,7 @@ def test_keys_that_came_later_leave_names_as_they_were() -> None:
     assert run().scientific_hash == "f96419656cf29c95"
     assert run(MOE).scientific_hash == "23303ba833c706e5"
     assert run().config_hash == "cae043a5a5eb871c"
+    assert run({"eval": {"tasks": {}}}).config_hash == run().config_hash
     mla = {"kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "value_dim": 8}
     yarn = {"factor": 4, "original_seq": 16}
     later = (
