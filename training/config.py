@@ -16,6 +16,7 @@ from ..moe.config import MoEConfig
 from ..parallel.config import OVERLAPPING, ParallelConfig, RuntimeConfig
 from ..parallel.topology import Topology
 
+CONFIG = "config.yaml"  # of a run, resolved, in its folder
 BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")

@@ -1,10 +1,12 @@
 """Slurm's commands, as they are: the only file that calls them."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ...base.errors import UserError
 
@@ -25,8 +27,8 @@ _OVER = frozenset(
         "TIMEOUT",
     ]
 )
-# A job that still has processes and is to have none: cancelled, or out of time.
-ENDING = frozenset({"CANCELLED", "COMPLETING", "TIMEOUT"})
+_ENDING = ("CANCELLED", "COMPLETING", "TIMEOUT")
+Fate = Literal["goes on", "restarts", "ends"]
 _FIELDS = "%F|%K|%T|%r|%N|%k"  # array's job id, element, state, why it waits, nodes, comment
 
 
@@ -136,13 +138,20 @@ def rename(job: str, name: str) -> None:
     subprocess.run(["scontrol", "update", f"JobId={job}", f"JobName={name}"], capture_output=True, check=False)
 
 
-def state_of(job: str) -> str:
-    """State of a job that has not been forgotten; empty if Slurm does not answer."""
+def fate_of(job: str) -> Fate:
+    """What Slurm means to do with the job that asks.
+
+    A job that is cancelled, requeued or out of time is COMPLETING as long as it has processes; one that was requeued
+    has a restart more.
+    """
     try:
         said = _call(["scontrol", "--oneliner", "show", "job", job])
     except UserError:
-        return ""
-    return next((word.partition("=")[2] for word in said.split() if word.startswith("JobState=")), "")
+        return "goes on"
+    facts = dict(word.split("=", 1) for word in said.split() if "=" in word)
+    if facts.get("JobState") not in _ENDING:
+        return "goes on"
+    return "restarts" if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)) else "ends"
 
 
 def _call(command: list[str]) -> str:

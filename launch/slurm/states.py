@@ -7,15 +7,14 @@ from typing import Literal
 
 from ...base.errors import UserError
 from ...training.status import Status, current_status
+from ..ends import latest_line, log_tail
 from ..planned import ImpossibleRun, PlannedRun
 from ..study_folder import StudyFolder
-from ..watch import latest_line
 from . import commands
 from .journal import Journal, Owner, Submitted, owners
 
 # `waiting`: a job of Slurm waits for its turn. `lost`: what did the run is gone, and nothing will go on with it.
 State = Literal["pending", "waiting", "running", "done", "preempted", "failed", "lost"]
-_TAIL = 5  # lines of a failed run's log
 
 
 @dataclass(frozen=True)
@@ -146,15 +145,3 @@ def _joined(
     verdict = slurm.verdict(owner) or "Slurm has forgotten it"
     last = f"; {reason}" if reason else ""
     return "lost", f"its job {owner.job}_{owner.index} is over: {verdict}{last}"
-
-
-def log_tail(folder: Path) -> tuple[str, ...]:
-    """The last lines of a run's latest log."""
-    logs = [path for path in (folder / "logs").glob("*.log") if path.stem.isdigit()]
-    if not logs:
-        return ()
-    latest = max(logs, key=lambda path: int(path.stem))
-    with latest.open("rb") as file:
-        file.seek(max(file.seek(0, 2) - 4096, 0))
-        lines = file.read().decode(errors="replace").splitlines()
-    return tuple([line.rstrip() for line in lines if line.strip()][-_TAIL:])

@@ -12,8 +12,8 @@ from ... import data
 from ...base.errors import UserError
 from ...base.files import digest, write_atomically
 from ...scaling.record import RECORD
+from ...training.config import CONFIG
 from ...training.status import read_status, write_status
-from ...training.trunk import CONFIG
 from ..cluster_config import ClusterConfig, load_cluster
 from ..planned import Plan, PlannedRun
 from ..study_folder import StudyFolder

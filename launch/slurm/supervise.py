@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from ...base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
+from ...base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from ...training.status import State, is_held, read_status, write_status
 from . import commands
 from .attempts import Attempts, Policy, Start, saved_so_far
@@ -37,6 +37,7 @@ class Supervisor:
         self.attempts = Attempts(folder)
         self._stop = folder / "stop"
         self._asked = ""
+        self._warned = False  # by the signal that Slurm sends before it ends a job
 
     def run(self, command: list[str]) -> int:
         """Start ``command`` unless that is no use, see it through, and act on how it ended; returns the exit code."""
@@ -60,6 +61,7 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Ask the ranks to stop. Slurm may send several signals; the first says why."""
+        self._warned = self._warned or number == signal.SIGUSR1
         if not self._asked:
             name = signal.Signals(number).name
             why = "time limit or preemption" if number == signal.SIGUSR1 else "cancelled, preempted or out of time"
@@ -107,26 +109,24 @@ class Supervisor:
             self.attempts.end(outcome, reason, saved_so_far(self.folder))
             _say("done")
             return EXIT_DONE
+        fate = commands.fate_of(self.job)
         if asked and outcome == "crash":  # it was killed before it could save, or while it imported torch
             outcome, reason = "stopped", f"{asked}, and killed before it could save"
-        if outcome == "stopped" and self._is_wanted_so(reason):
+        by_hand = outcome == "stopped" and not reason.startswith((_MARK, "signal "))
+        if by_hand or (outcome == "stopped" and fate == "ends" and not self._warned):
             self.attempts.end("cancelled", reason, saved_so_far(self.folder))
             return self._give_up(f"cancelled: {reason}")
         self.attempts.end(outcome, reason, saved_so_far(self.folder))
         if objection := self.attempts.objection(self.batch, saved_so_far(self.folder), self.policy):
             return self._give_up(objection)
+        self._write("preempted", reason)
+        _say(f"{reason}; starting it again")
         try:
-            self._write("preempted", reason)
-            _say(f"{reason}; starting it again")
-            commands.requeue(self.job)
+            if fate != "restarts":
+                commands.requeue(self.job)
         except UserError as error:
             return self._give_up(f"{reason}; Slurm does not start it again: {error}")
         return EXIT_STOPPED
-
-    def _is_wanted_so(self, reason: str) -> bool:
-        """Whether somebody wants the run to be stopped and to stay so: by a file of theirs, or by scancel."""
-        by_file = not reason.startswith((_MARK, "signal "))
-        return by_file or commands.state_of(self.job) in commands.ENDING
 
     def _give_up(self, reason: str) -> int:
         self._write("failed", reason)
@@ -154,10 +154,12 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if not job:
-        print("error: SLURM_JOB_ID is not set: this runs inside a job of Slurm", file=sys.stderr)
-        return 2
+    try:
+        # Not SLURM_JOB_ID: for one element that is the whole array's id.
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    except KeyError as name:
+        print(f"error: {name} is not set: this runs inside an array job of Slurm", file=sys.stderr)
+        return EXIT_BAD_INPUT
     commands.rename(job, given.folder.name)
     policy = Policy(given.restarts, given.memory, given.nonfinite)
     return Supervisor(given.folder, given.batch, policy, job).run(given.command)
