@@ -1,7 +1,7 @@
 """How far each run of a study is: what it says itself, joined with what Slurm says of its job. Works without Slurm."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,18 +71,20 @@ class Slurm:
 NO_SLURM = Slurm(None, {})
 
 
+def with_jobs(batches: Sequence[Submitted], found: Sequence[commands.Element]) -> list[Submitted]:
+    """``batches`` with the jobs that Slurm took but nobody noted: their comments tell."""
+    noted = {element.comment: element.job for element in found}
+    return [batch if batch.job is not None else replace(batch, job=noted.get(batch.tag)) for batch in batches]
+
+
 def ask_slurm(batches: Sequence[Submitted]) -> tuple[Slurm, list[Submitted]]:
-    """What Slurm says, and ``batches`` with the jobs that it took but nobody noted.
+    """What Slurm says, and `with_jobs`.
 
     Raises:
         UserError: Slurm does not answer.
     """
     found = commands.elements()
-    noted = {element.comment: element.job for element in found}
-    known = [
-        batch if batch.job is not None else Submitted(batch.tag, batch.runs, batch.memory_mb, noted.get(batch.tag))
-        for batch in batches
-    ]
+    known = with_jobs(batches, found)
     elements = {(element.job, element.index): element for element in found}
     forgotten = {batch.job for batch in known if batch.job is not None} - {job for job, _ in elements}
     return Slurm(elements, commands.ended(forgotten)), known
