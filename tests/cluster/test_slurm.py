@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from slurm_cluster import SlurmCluster, until
 
-from moescale.scaling.record import RECORD, read_record
+from moescale.base.files import read_lines
+from moescale.scaling.record import RECORD, read_record, same
 from moescale.training.status import read_status
 
 LONG = "dense-d16-1200steps-s0"
@@ -57,7 +59,7 @@ class Study:
     def call(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "moescale", "study", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=self.folder, env=self.slurm.environment, capture_output=True, text=True, timeout=240
+            command, cwd=self.folder, env=self.slurm.environment, capture_output=True, text=True, timeout=600
         )
 
     def submit(self, *more: object) -> dict[str, Any]:
@@ -77,9 +79,13 @@ class Study:
         return read_record(self.run(name)).last_step if (self.run(name) / RECORD).exists() else 0
 
     def starts(self, name: str) -> list[dict[str, Any]]:
-        path = self.run(name) / "attempts.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["kind"] == "start"]
+        return [line for line in self._attempts(name) if line["kind"] == "start"]
+
+    def ends(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self._attempts(name) if line["kind"] == "end"]
+
+    def _attempts(self, name: str) -> list[dict[str, Any]]:
+        return read_lines(self.run(name) / "attempts.jsonl")
 
     def told(self) -> str:
         """What every log of the study says, for a test that fails."""
@@ -143,3 +149,123 @@ def test_a_preempted_study_reaches_its_report(slurm: SlurmCluster, tmp_path: Pat
     status = read_status(study.run(WILD))
     assert status is not None
     assert status.state == "failed"  # a dry run changes nothing
+
+
+LONGEST = "dense-d16-6000steps-s0"
+SPREAD = "spread-d16-300steps-s0"
+MOE = {"moe.experts": 4, "moe.active": 2, "moe.granularity": 2}
+TWELVE = {
+    "dense": {"family": "dense", "grid": {"training.steps": [100, 800, 1000, 1200, 6000]}},
+    "moe": {"family": "moe", "set": MOE, "grid": {"training.steps": [100, 600, 700, 800, 900]}},
+    "spread": {"family": "spread", "set": {**MOE, "parallel.expert": 2, "training.steps": 300}},
+    "wild": {"family": "wild", "set": {"training.steps": 60, "optimizer.lr": 1e30, "optimizer.clip": 0}},
+}
+# A rank has a node of its own; the longest run needs several jobs.
+SHORT_JOBS = {
+    **CLUSTER,
+    "node": {"cores": 1, "memory_gb": 7},
+    "max_nodes": 2,
+    "time_limit_hours": 2 / 60,
+    "lead_seconds": 40,
+    "retry": {"restarts": 8, "nonfinite": 1},
+}
+
+
+class Trouble:
+    """Disturbs runs of a study, each time another one that computes and will not be done at once."""
+
+    def __init__(self, study: Study):
+        self.study, self.slurm = study, study.slurm
+        self.spared = {LONGEST, SPREAD, WILD}  # the longest run's trouble is the time limit
+        self.hit: dict[str, str] = {}
+
+    def victim(self, what: str) -> dict[str, Any]:
+        """A run that has taken steps and has some to go."""
+        found: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            found[:] = [
+                run for name, run in self.study.status().items()
+                if name not in self.spared and run["state"] == "running" and 20 < run["step"] < run["steps_total"] - 100
+            ]  # fmt: skip
+            return bool(found)
+
+        until(look, f"a run for {what}\n{self.study.told()}", 240, tick=1)
+        run = max(found, key=lambda run: run["steps_total"] - run["step"])
+        self.spared.add(run["name"])
+        self.hit[what] = run["name"]
+        return run
+
+    def preempt(self) -> None:
+        node = self.victim("preemption")["nodes"]
+        done = self.slurm.ask(
+            "sbatch", "-p", "urgent", "--exclusive", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1"
+        )
+        assert done.returncode == 0, done.stderr
+
+    def requeue(self) -> None:
+        assert self.slurm.ask("scontrol", "requeue", self.victim("requeue")["job"]).returncode == 0
+
+    def cancel(self) -> None:
+        assert self.slurm.ask("scancel", self.victim("cancel")["job"]).returncode == 0
+
+    def kill_rank(self) -> None:
+        folder = str(self.study.run(self.victim("rank")["name"]))
+        ranks = [
+            process for process in psutil.process_iter(["cmdline"])
+            if (words := process.info["cmdline"] or []) and words[-1] == folder and "train" in words
+            and "srun" not in words[0]
+        ]  # fmt: skip
+        assert ranks
+        for rank in ranks:
+            rank.kill()
+
+    def kill_node(self) -> None:
+        """Its jobs go on, and Slurm starts them elsewhere; the node comes back afterwards."""
+        run = self.victim("node")
+        self.slurm.kill_node(run["nodes"])
+        until(lambda: len(self.study.starts(run["name"])) > 1, "a start on another node", 120, tick=0.5)
+        self.slurm.start_node(run["nodes"])
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(3000)
+def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Path) -> None:
+    study = Study(slurm, tmp_path, TWELVE, SHORT_JOBS)
+    names = {script["name"]: script["runs"] for script in study.submit()["scripts"]}
+    assert names["runs-1"] == [SPREAD]  # two nodes with a rank each, under torchrun
+    trouble = Trouble(study)
+    for strike in (trouble.kill_node, trouble.kill_rank, trouble.preempt, trouble.requeue, trouble.cancel):
+        strike()
+    study.until_all_is_over(900)
+
+    states = study.status()
+    cancelled = trouble.hit["cancel"]
+    assert {name for name, state in states.items() if state["state"] != "done"} == {WILD, cancelled}, study.told()
+    assert "cancelled" in states[cancelled]["reason"]
+    assert "not finite" in states[WILD]["reason"]
+    assert len(study.starts(WILD)) == 2  # tried once more, in case a machine computed wrongly
+    assert len(study.starts(LONGEST)) > 1
+    assert "time limit" in study.ends(LONGEST)[0]["reason"]
+    assert json.loads((study.out / "summary.json").read_text())["done"] == 10
+
+    again = study.call("resubmit", study.out, "--json")
+    assert again.returncode == 0, again.stderr
+    assert sorted(json.loads(again.stdout)["scripts"][0]["runs"]) == sorted([cancelled, WILD])
+    study.until_all_is_over(400)
+    assert study.status()[cancelled]["state"] == "done", study.told()
+    assert json.loads((study.out / "summary.json").read_text())["done"] == 11
+    print({what: (name, len(study.starts(name))) for what, name in trouble.hit.items()})
+
+    quiet = tmp_path / "undisturbed"
+    groups = {name: group for name, group in TWELVE.items() if name in ("dense", "moe")}
+    content = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    (tmp_path / "undisturbed.yaml").write_text(yaml.safe_dump({**content, "groups": groups}))
+    done = study.call("run", "undisturbed.yaml", "--out", quiet)
+    assert done.returncode == 0, done.stderr
+    for folder in sorted((quiet / "runs").iterdir()):
+        assert is_exactly_once(study.run(folder.name))
+        assert same(read_record(study.run(folder.name), strict=True), read_record(folder, strict=True)) == []
+    assert is_exactly_once(study.run(SPREAD))
+    assert read_record(study.run(SPREAD)).headers[0]["topology"]["nodes"] == 2
