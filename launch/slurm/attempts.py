@@ -85,11 +85,6 @@ class Attempts:
         latest = [line for line in read_lines(self._path) if line["kind"] == "start"]
         return bool(latest) and latest[-1]["number"] == start.number and latest[-1]["job"] == start.job
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the last start never said how it ended."""
-        return bool(self.starts) and self.starts[-1][1] is None
-
     def objection(self, batch: str, saved: str, policy: Policy) -> str:
         """Why no further start of ``batch`` is worth it, given the latest checkpoint; empty if one is.
 

@@ -141,17 +141,17 @@ def rename(job: str, name: str) -> None:
 def fate_of(job: str) -> Fate:
     """What Slurm means to do with the job that asks.
 
-    A job that is cancelled, requeued or out of time is COMPLETING as long as it has processes; one that was requeued
-    has a restart more.
+    A job that is cancelled, requeued or out of time is COMPLETING as long as it has processes. One that was requeued
+    has a restart more; after the loss of a node it may wait or run again while its last start still lives.
     """
     try:
         said = _call(["scontrol", "--oneliner", "show", "job", job])
     except UserError:
         return "goes on"
     facts = dict(word.split("=", 1) for word in said.split() if "=" in word)
-    if facts.get("JobState") not in _ENDING:
-        return "goes on"
-    return "restarts" if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)) else "ends"
+    if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return "restarts"
+    return "ends" if facts.get("JobState") in _ENDING else "goes on"
 
 
 def _call(command: list[str]) -> str:

@@ -48,12 +48,11 @@ class Supervisor:
             return EXIT_DONE
         if objection := self.attempts.objection(self.batch, saved_so_far(self.folder), self.policy):
             return self._give_up(objection)
-        taking_over = self.attempts.is_open
         start = self.attempts.start(self.batch, self.job, socket.gethostname(), saved_so_far(self.folder))
-        if taking_over:
-            self._take_over()
-        self._withdraw()
-        judgement = self._see_through(command, start)
+        if self._take_over():
+            judgement = self._see_through(command, start)
+        else:
+            judgement = Judgement("crash", f"an earlier start still holds the folder after {_HAND_OVER:g} s")
         if not self.attempts.owns(start):
             _say("another start has taken this run over")
             return EXIT_STOPPED
@@ -69,13 +68,17 @@ class Supervisor:
             with suppress(OSError):
                 self._stop.write_text(self._asked + "\n")
 
-    def _take_over(self) -> None:
-        """Ask an earlier start to stop that Slurm believes dead: a node may be cut off from Slurm and yet compute."""
-        with suppress(OSError):
-            self._stop.write_text(f"{_MARK} started this run again as job {self.job}\n")
+    def _take_over(self) -> bool:
+        """Have an earlier start save and end: a node may be lost to Slurm and yet compute. Whether the run is free."""
         deadline = time.monotonic() + _HAND_OVER
-        while is_held(self.folder) and time.monotonic() < deadline and not self._asked:
+        while held := is_held(self.folder):
+            if time.monotonic() > deadline or self._asked:
+                break
+            if not self._stop.exists():  # one that was just starting may have removed it
+                self._stop.write_text(f"{_MARK} started this run again as job {self.job}\n")
             time.sleep(_TICK)
+        self._withdraw()
+        return not held
 
     def _withdraw(self) -> None:
         """Remove a stop request that one of us wrote, so that it stops no later start."""
@@ -100,27 +103,38 @@ class Supervisor:
 
     def _conclude(self, judgement: Judgement) -> int:
         """Note how this start ended, and have Slurm start the run again where that helps."""
-        outcome, reason = judgement
         asked, self._asked = self._asked, ""
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # what comes now is our own requeue
         self._withdraw()
+        fate: commands.Fate = "ends" if judgement.outcome == "done" else commands.fate_of(self.job)
+        outcome, reason = self._in_view_of(judgement, asked, fate)
+        saved = saved_so_far(self.folder)
+        self.attempts.end(outcome, reason, saved)
         if outcome == "done":
-            self.attempts.end(outcome, reason, saved_so_far(self.folder))
             _say("done")
             return EXIT_DONE
-        fate = commands.fate_of(self.job)
-        if asked and outcome == "crash":  # it was killed before it could save, or while it imported torch
-            outcome, reason = "stopped", f"{asked}, and killed before it could save"
-        by_hand = outcome == "stopped" and not reason.startswith((_MARK, "signal "))
-        if by_hand or (outcome == "stopped" and fate == "ends" and not self._warned):
-            self.attempts.end("cancelled", reason, saved_so_far(self.folder))
+        if outcome == "cancelled":
             return self._give_up(f"cancelled: {reason}")
-        self.attempts.end(outcome, reason, saved_so_far(self.folder))
-        if objection := self.attempts.objection(self.batch, saved_so_far(self.folder), self.policy):
+        if objection := self.attempts.objection(self.batch, saved, self.policy):
             return self._give_up(objection)
         self._write("preempted", reason)
         _say(f"{reason}; starting it again")
+        return self._start_again(reason, fate)
+
+    def _in_view_of(self, judgement: Judgement, asked: str, fate: commands.Fate) -> Judgement:
+        """``judgement``, knowing what Slurm asked for and what it means to do with the job."""
+        outcome, reason = judgement
+        if outcome == "crash" and asked:  # killed before it could save, or while it imported torch
+            return Judgement("stopped", f"{asked}, and killed before it could save")
+        if outcome == "crash" and fate == "restarts":
+            return Judgement("stopped", f"Slurm took the node for lost and starts the run again; {reason}")
+        by_hand = not reason.startswith((_MARK, "signal "))
+        if outcome == "stopped" and (by_hand or (fate == "ends" and not self._warned)):
+            return Judgement("cancelled", reason)
+        return judgement
+
+    def _start_again(self, reason: str, fate: commands.Fate) -> int:
         try:
             if fate != "restarts":
                 commands.requeue(self.job)

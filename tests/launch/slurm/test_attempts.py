@@ -63,7 +63,6 @@ def test_the_last_start_owns_the_run_and_half_a_line_is_passed_over(tmp_path: Pa
     attempts = Attempts(tmp_path)
     first = attempts.start("b", "1_0", "host", "")
     assert attempts.owns(first)
-    assert Attempts(tmp_path).is_open
     with (tmp_path / "attempts.jsonl").open("a") as file:
         file.write('{"kind": "end", "outc')
     second = Attempts(tmp_path).start("b", "1_0", "other", "")
