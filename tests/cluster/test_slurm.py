@@ -221,10 +221,10 @@ class Trouble:
             rank.kill()
 
     def kill_node(self) -> None:
-        """Its jobs go on, and Slurm starts them elsewhere; the node comes back afterwards."""
+        """Its jobs go on though Slurm gives it up and starts them elsewhere; then the node comes back."""
         run = self.victim("node")
         self.slurm.kill_node(run["nodes"])
-        until(lambda: len(self.study.starts(run["name"])) > 1, "a start on another node", 120, tick=0.5)
+        until(lambda: self.slurm.state_of(run["nodes"]).startswith("down"), "a node that is down", 120, tick=0.5)
         self.slurm.start_node(run["nodes"])
 
 
@@ -241,6 +241,7 @@ def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Pa
     study.until_all_is_over(900)
 
     states = study.status()
+    assert all(len(study.starts(name)) > 1 for what, name in trouble.hit.items() if what != "cancel"), trouble.hit
     cancelled = trouble.hit["cancel"]
     assert {name for name, state in states.items() if state["state"] != "done"} == {WILD, cancelled}, study.told()
     assert "cancelled" in states[cancelled]["reason"]

@@ -120,6 +120,10 @@ class SlurmCluster:
         """Nodes that have nothing to do."""
         return len(self.ask("sinfo", "-h", "-N", "-p", "batch", "-t", "idle").stdout.splitlines())
 
+    def state_of(self, node: str) -> str:
+        """idle, mixed, allocated, down*, ..."""
+        return self.ask("sinfo", "-h", "-N", "-n", node, "-p", "batch", "-o", "%T").stdout.strip()
+
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
