@@ -36,7 +36,8 @@ def run_study(
         Exit code: 0 all runs are done, 1 some failed, 75 stopped on request.
 
     Raises:
-        UserError: no run is possible, or another study or configuration lives in the folder; nothing was started.
+        UserError: no run is possible, another study or configuration lives in the folder, or its runs wait or run under
+            Slurm; nothing was started.
     """
     if world_of_launcher()[1] > 1:
         raise UserError("study run starts its own processes; call it alone, not under torchrun, srun or mpirun")
@@ -45,6 +46,7 @@ def run_study(
     runs = [run for run in expansion.runs if run.name in possible]
     with folder.locked():
         folder.claim(study, expansion)
+        _leave_to_slurm(folder, expansion)
         for impossible in plan.impossible:
             refuse(folder.run(impossible.name), impossible)
         wanted = [run for run in runs if only is None or run.name in only]
@@ -53,6 +55,18 @@ def run_study(
             note(f"warning: {warning}")
         code = _run_pending(runs, pending, plan, folder, quiet) if pending else EXIT_DONE
     return EXIT_FAILED if code == EXIT_DONE and plan.impossible else code
+
+
+def _leave_to_slurm(folder: StudyFolder, expansion: Expansion) -> None:
+    """Refuse to start what a cluster is doing."""
+    from .slurm.states import study_states
+
+    active = [state for state in study_states(folder, expansion.everything)[0] if state.job and state.goes_on]
+    if active:
+        raise UserError(
+            f"{folder.path}: {active[0].name}{', ...' if len(active) > 1 else ''} was submitted to Slurm and is "
+            f"{active[0].state} (job {active[0].job}); let the study end there, or scancel its jobs"
+        )
 
 
 def refuse(folder: Path, run: ImpossibleRun) -> None:

@@ -12,6 +12,10 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
+# Reasons, besides what a stop file says.
+A_SIGNAL = "signal "
+ANOTHER_RANK = "another rank was asked to"
+
 
 class StopRequest:
     """Collects stop requests while it is entered; ``reason`` names the first one."""
@@ -34,7 +38,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C means now
-        self.reason = f"signal {signal.Signals(number).name}"
+        self.reason = f"{A_SIGNAL}{signal.Signals(number).name}"
 
     def asked(self) -> bool:
         """Whether anybody asked this rank to stop."""

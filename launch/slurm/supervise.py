@@ -20,6 +20,7 @@ from types import FrameType
 
 from ...base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from ...training.status import State, is_held, read_status, write_status
+from ...training.stop import A_SIGNAL, ANOTHER_RANK
 from . import commands
 from .attempts import Attempts, Policy, Start, saved_so_far
 from .judgement import Judgement, judge
@@ -129,7 +130,7 @@ class Supervisor:
             return Judgement("stopped", f"{asked}, and killed before it could save")
         if outcome == "crash" and fate == "restarts":
             return Judgement("stopped", f"Slurm took the node for lost and starts the run again; {reason}")
-        by_hand = not reason.startswith((_MARK, "signal "))
+        by_hand = not asked and not reason.startswith((_MARK, A_SIGNAL, ANOTHER_RANK))
         if outcome == "stopped" and (by_hand or (fate == "ends" and not self._warned)):
             return Judgement("cancelled", reason)
         return judgement

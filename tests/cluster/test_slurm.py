@@ -19,7 +19,7 @@ from moescale.training.status import read_status
 LONG = "dense-d16-1200steps-s0"
 WILD = "wild-d16-60steps-s0"
 CLUSTER = {
-    "node": {"cores": 2, "memory_gb": 15},
+    "node": {"cores": 1, "memory_gb": 15},
     "time_limit_hours": 0.5,
     "lead_seconds": 30,
     "interface": "lo",
@@ -151,22 +151,21 @@ def test_a_preempted_study_reaches_its_report(slurm: SlurmCluster, tmp_path: Pat
     assert status.state == "failed"  # a dry run changes nothing
 
 
-LONGEST = "dense-d16-6000steps-s0"
+LONGEST = "dense-d16-8000steps-s0"
 SPREAD = "spread-d16-300steps-s0"
 MOE = {"moe.experts": 4, "moe.active": 2, "moe.granularity": 2}
 TWELVE = {
-    "dense": {"family": "dense", "grid": {"training.steps": [100, 800, 1000, 1200, 6000]}},
+    "dense": {"family": "dense", "grid": {"training.steps": [100, 800, 1000, 1200, 8000]}},
     "moe": {"family": "moe", "set": MOE, "grid": {"training.steps": [100, 600, 700, 800, 900]}},
     "spread": {"family": "spread", "set": {**MOE, "parallel.expert": 2, "training.steps": 300}},
     "wild": {"family": "wild", "set": {"training.steps": 60, "optimizer.lr": 1e30, "optimizer.clip": 0}},
 }
-# A rank has a node of its own; the longest run needs several jobs.
+# The longest run needs several jobs.
 SHORT_JOBS = {
     **CLUSTER,
-    "node": {"cores": 1, "memory_gb": 7},
     "max_nodes": 2,
-    "time_limit_hours": 2 / 60,
-    "lead_seconds": 40,
+    "time_limit_hours": 4 / 60,
+    "lead_seconds": 60,
     "retry": {"restarts": 8, "nonfinite": 1},
 }
 
@@ -190,7 +189,7 @@ class Trouble:
             ]  # fmt: skip
             return bool(found)
 
-        until(look, f"a run for {what}\n{self.study.told()}", 240, tick=1)
+        until(look, f"a run for {what}\n{self.study.told()}", 400, tick=3)
         run = max(found, key=lambda run: run["steps_total"] - run["step"])
         self.spared.add(run["name"])
         self.hit[what] = run["name"]
@@ -238,7 +237,7 @@ def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Pa
     trouble = Trouble(study)
     for strike in (trouble.kill_node, trouble.kill_rank, trouble.preempt, trouble.requeue, trouble.cancel):
         strike()
-    study.until_all_is_over(900)
+    study.until_all_is_over(1500)
 
     states = study.status()
     assert all(len(study.starts(name)) > 1 for what, name in trouble.hit.items() if what != "cancel"), trouble.hit
@@ -254,7 +253,7 @@ def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Pa
     again = study.call("resubmit", study.out, "--json")
     assert again.returncode == 0, again.stderr
     assert sorted(json.loads(again.stdout)["scripts"][0]["runs"]) == sorted([cancelled, WILD])
-    study.until_all_is_over(400)
+    study.until_all_is_over(600)
     assert study.status()[cancelled]["state"] == "done", study.told()
     assert json.loads((study.out / "summary.json").read_text())["done"] == 11
     print({what: (name, len(study.starts(name))) for what, name in trouble.hit.items()})

@@ -77,7 +77,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float, tick: float 
 class SlurmCluster:
     """The cluster below ``root``. Commands find it with `environment`."""
 
-    def __init__(self, root: Path, nodes: int = 4, cores: int = 2):
+    def __init__(self, root: Path, nodes: int = 4, cores: int = 1):
         self.root = root
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self.environment = {**os.environ, "SLURM_CONF": str(root / "slurm.conf"), "PATH": _PATH}
