@@ -172,3 +172,16 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, supervise: Supervise) -> N
     write_status(tmp_path / "run", "done", step=9, steps_total=9)
     assert supervise("false").wait(30) == 0
     assert not (tmp_path / "run" / "attempts.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"), [("signal SIGTERM", 75), ("another rank was asked to", 75), ("a file named stop", 1)]
+)
+def test_ranks_that_were_signalled_go_on_later(
+    reason: str, code: int, tmp_path: Path, supervise: Supervise, calls: Path
+) -> None:
+    """Slurm may signal the ranks and not the batch shell."""
+    say = "import sys; from pathlib import Path; from moescale.training.status import write_status;"
+    say += "write_status(Path(sys.argv[1]), 'preempted', reason=sys.argv[2])"
+    assert supervise(sys.executable, "-c", say, str(tmp_path / "run"), reason).wait(30) == code
+    assert ("requeue" in calls.read_text()) == (code == 75)
