@@ -151,12 +151,12 @@ def test_a_preempted_study_reaches_its_report(slurm: SlurmCluster, tmp_path: Pat
     assert status.state == "failed"  # a dry run changes nothing
 
 
-LONGEST = "dense-d16-8000steps-s0"
+LONGEST = "dense-d16-12000steps-s0"
 SPREAD = "spread-d16-300steps-s0"
 MOE = {"moe.experts": 4, "moe.active": 2, "moe.granularity": 2}
 TWELVE = {
-    "dense": {"family": "dense", "grid": {"training.steps": [100, 800, 1000, 1200, 8000]}},
-    "moe": {"family": "moe", "set": MOE, "grid": {"training.steps": [100, 600, 700, 800, 900]}},
+    "dense": {"family": "dense", "grid": {"training.steps": [100, 2000, 2500, 3000, 12000]}},
+    "moe": {"family": "moe", "set": MOE, "grid": {"training.steps": [100, 1500, 1600, 1800, 2000]}},
     "spread": {"family": "spread", "set": {**MOE, "parallel.expert": 2, "training.steps": 300}},
     "wild": {"family": "wild", "set": {"training.steps": 60, "optimizer.lr": 1e30, "optimizer.clip": 0}},
 }
@@ -164,7 +164,7 @@ TWELVE = {
 SHORT_JOBS = {
     **CLUSTER,
     "max_nodes": 2,
-    "time_limit_hours": 4 / 60,
+    "time_limit_hours": 3 / 60,
     "lead_seconds": 60,
     "retry": {"restarts": 8, "nonfinite": 1},
 }
@@ -178,14 +178,14 @@ class Trouble:
         self.spared = {LONGEST, SPREAD, WILD}  # the longest run's trouble is the time limit
         self.hit: dict[str, str] = {}
 
-    def victim(self, what: str) -> dict[str, Any]:
-        """A run that has taken steps and has some to go."""
+    def victim(self, what: str, left: int = 300) -> dict[str, Any]:
+        """A run that has taken steps and has so many to go; the one with most."""
         found: list[dict[str, Any]] = []
 
         def look() -> bool:
             found[:] = [
                 run for name, run in self.study.status().items()
-                if name not in self.spared and run["state"] == "running" and 20 < run["step"] < run["steps_total"] - 100
+                if name not in self.spared and run["state"] == "running" and 20 < run["step"] < run["steps_total"] - left
             ]  # fmt: skip
             return bool(found)
 
@@ -213,7 +213,7 @@ class Trouble:
         ranks = [
             process for process in psutil.process_iter(["cmdline"])
             if (words := process.info["cmdline"] or []) and words[-1] == folder and "train" in words
-            and "srun" not in words[0]
+            and words[1:3] == ["-m", "moescale"]
         ]  # fmt: skip
         assert ranks
         for rank in ranks:
@@ -221,7 +221,7 @@ class Trouble:
 
     def kill_node(self) -> None:
         """Its jobs go on though Slurm gives it up and starts them elsewhere; then the node comes back."""
-        run = self.victim("node")
+        run = self.victim("node", left=1800)
         self.slurm.kill_node(run["nodes"])
         until(lambda: self.slurm.state_of(run["nodes"]).startswith("down"), "a node that is down", 120, tick=0.5)
         self.slurm.start_node(run["nodes"])
