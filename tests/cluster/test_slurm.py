@@ -185,7 +185,8 @@ class Trouble:
         def look() -> bool:
             found[:] = [
                 run for name, run in self.study.status().items()
-                if name not in self.spared and run["state"] == "running" and 20 < run["step"] < run["steps_total"] - left
+                if name not in self.spared and run["state"] == "running" and run["step"] > 20
+                and run["steps_total"] - run["step"] > left
             ]  # fmt: skip
             return bool(found)
 
@@ -203,21 +204,25 @@ class Trouble:
         assert done.returncode == 0, done.stderr
 
     def requeue(self) -> None:
-        assert self.slurm.ask("scontrol", "requeue", self.victim("requeue")["job"]).returncode == 0
+        job = self.victim("requeue")["job"]  # unless it waits just now, because its time was up
+        until(lambda: self.slurm.ask("scontrol", "requeue", job).returncode == 0, "a job to requeue", 120, tick=1)
 
     def cancel(self) -> None:
         assert self.slurm.ask("scancel", self.victim("cancel")["job"]).returncode == 0
 
     def kill_rank(self) -> None:
         folder = str(self.study.run(self.victim("rank")["name"]))
-        ranks = [
-            process for process in psutil.process_iter(["cmdline"])
-            if (words := process.info["cmdline"] or []) and words[-1] == folder and "train" in words
-            and words[1:3] == ["-m", "moescale"]
-        ]  # fmt: skip
-        assert ranks
-        for rank in ranks:
-            rank.kill()
+
+        def kill() -> bool:
+            ranks = [
+                process for process in psutil.process_iter(["cmdline"])
+                if (words := process.info["cmdline"] or [])[1:4] == ["-m", "moescale", "train"] and words[-1] == folder
+            ]  # fmt: skip
+            for rank in ranks:
+                rank.kill()
+            return bool(ranks)
+
+        until(kill, "a rank to kill", 120)
 
     def kill_node(self) -> None:
         """Its jobs go on though Slurm gives it up and starts them elsewhere; then the node comes back."""
@@ -243,7 +248,7 @@ def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Pa
     assert all(len(study.starts(name)) > 1 for what, name in trouble.hit.items() if what != "cancel"), trouble.hit
     cancelled = trouble.hit["cancel"]
     assert {name for name, state in states.items() if state["state"] != "done"} == {WILD, cancelled}, study.told()
-    assert "cancelled" in states[cancelled]["reason"]
+    assert "cancelled" in states[cancelled]["reason"].lower()
     assert "not finite" in states[WILD]["reason"]
     assert len(study.starts(WILD)) == 2  # tried once more, in case a machine computed wrongly
     assert len(study.starts(LONGEST)) > 1
