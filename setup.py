@@ -16,7 +16,7 @@ from setuptools import setup
 
 FOLDERS = (
     "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "checkpoint",
-    "checkpoint.convert", "training", "benchmarks", "launch",
+    "checkpoint.convert", "training", "benchmarks", "launch", "launch.slurm",
 )  # fmt: skip
 SOURCES = Path(__file__).parent / "csrc"
 # The oldest torch whose stable ABI has what csrc/ uses: the library serves every newer one.
@@ -90,7 +90,7 @@ setup(
     package_data={
         "moescale": ["py.typed"],
         "moescale.configs": ["*/*.yaml"],
-        "moescale.launch": ["scripts/*"],
+        "moescale.launch": ["scripts/*", "templates/*"],
         "moescale.scaling": ["templates/*"],
     },
     **native(),

@@ -54,6 +54,39 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def append_line(path: Path, content: Any) -> None:
+    """Append ``content`` as a line of JSON, on the disk when this returns.
+
+    Half a line that a killed process left stays, alone, for `read_lines` to pass over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        whole = True
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            whole = file.read(1) == b"\n"
+        file.write((b"" if whole else b"\n") + json.dumps(content).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of `append_line`; none if there is no file. What is not whole never happened."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    found = []
+    for raw in content.split(b"\n"):
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of ``value``: sorted keys, no spaces; the input of every hash we record."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

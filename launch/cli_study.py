@@ -1,4 +1,4 @@
-"""``moescale study``: plan, run, status, collect and report."""
+"""``moescale study``: plan, run, collect and report; the verbs of clusters are in cli_cluster.py."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from . import cli_cluster
 from .environment import restart_with_allocator_settings
 from .output import console, note, print_json, stdout_for_results
 
@@ -31,9 +32,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
-    study = typer.Typer(help="Sweeps: plan, run, watch, report.", no_args_is_help=True)
-    for verb in (plan, run, status, collect, report):
+    study = typer.Typer(help="Sweeps: plan, run or submit, watch, report.", no_args_is_help=True)
+    for verb in (plan, run, collect, report):
         study.command(verb.__name__)(verb)
+    cli_cluster.register(study)
     app.add_typer(study, name="study")
 
 
@@ -113,22 +115,6 @@ def run(file: StudyFile, overrides: Overrides = None, out: Out = None, as_json: 
     else:
         note("stopped on request; the same command goes on from here")
     raise typer.Exit(code)
-
-
-def status(directory: Folder, as_json: AsJson = False) -> None:
-    """Show how far each run of a study is."""
-    from dataclasses import asdict
-
-    from ..training.status import current_status
-    from .study_folder import StudyFolder
-    from .tables import status_table
-
-    folder = StudyFolder(directory)
-    rows = [(run.name, current_status(folder.run(run.name))) for run in folder.open()[1].everything]
-    if not as_json:
-        console().print(status_table(rows))
-        return
-    print_json({"runs": [{"name": name, **(asdict(found) if found else {"state": "pending"})} for name, found in rows]})
 
 
 def collect(directory: Folder, as_json: AsJson = False) -> None:

@@ -1,7 +1,7 @@
 """``study run``: what is not done yet, side by side, then points, fits and report."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,26 @@ from .study_config import StudyConfig
 from .study_folder import StudyFolder
 
 
-def run_study(study: StudyConfig, expansion: Expansion, folder: StudyFolder, quiet: bool) -> int:
+def run_study(
+    study: StudyConfig,
+    expansion: Expansion,
+    folder: StudyFolder,
+    quiet: bool,
+    only: Collection[str] | None = None,
+) -> int:
     """Bring the study in ``folder`` to its end, or to where a stop request leaves it.
 
     Runs that failed are tried again: what ailed them may have been mended. Impossible runs count as failed.
+
+    Args:
+        only: names of the runs to do; the others stay as they are.
 
     Returns:
         Exit code: 0 all runs are done, 1 some failed, 75 stopped on request.
 
     Raises:
-        UserError: no run is possible, or another study or configuration lives in the folder; nothing was started.
+        UserError: no run is possible, another study or configuration lives in the folder, or its runs wait or run under
+            Slurm; nothing was started.
     """
     if world_of_launcher()[1] > 1:
         raise UserError("study run starts its own processes; call it alone, not under torchrun, srun or mpirun")
@@ -36,16 +46,30 @@ def run_study(study: StudyConfig, expansion: Expansion, folder: StudyFolder, qui
     runs = [run for run in expansion.runs if run.name in possible]
     with folder.locked():
         folder.claim(study, expansion)
+        _leave_to_slurm(folder, expansion)
         for impossible in plan.impossible:
-            _refuse(folder.run(impossible.name), impossible)
-        pending = [run for run in runs if not is_done(folder.run(run.name))]
+            refuse(folder.run(impossible.name), impossible)
+        wanted = [run for run in runs if only is None or run.name in only]
+        pending = [run for run in wanted if not is_done(folder.run(run.name))]
         for warning in plan.warnings if pending or plan.impossible else ():
             note(f"warning: {warning}")
         code = _run_pending(runs, pending, plan, folder, quiet) if pending else EXIT_DONE
     return EXIT_FAILED if code == EXIT_DONE and plan.impossible else code
 
 
-def _refuse(folder: Path, run: ImpossibleRun) -> None:
+def _leave_to_slurm(folder: StudyFolder, expansion: Expansion) -> None:
+    """Refuse to start what a cluster is doing."""
+    from .slurm.states import study_states
+
+    active = [state for state in study_states(folder, expansion.everything)[0] if state.job and state.goes_on]
+    if active:
+        raise UserError(
+            f"{folder.path}: {active[0].name}{', ...' if len(active) > 1 else ''} was submitted to Slurm and is "
+            f"{active[0].state} (job {active[0].job}); let the study end there, or scancel its jobs"
+        )
+
+
+def refuse(folder: Path, run: ImpossibleRun) -> None:
     """Give an impossible run a folder that says why it is one; a folder that says so already stays as it is."""
     status = read_status(folder)
     reason = f"impossible: {run.reason}"

@@ -1,13 +1,17 @@
 """Results as tables and text for a terminal."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
+
+from ..base.progress import duration
 
 if TYPE_CHECKING:  # scipy takes a second, and a status needs none of it
     from ..scaling.fit import Fit
-    from ..training.status import Status
+    from .slurm.states import RunState
 
 
 def fit_table(result: "Fit") -> Table:
@@ -38,18 +42,28 @@ def prediction_text(prediction: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"warning: {text}" for text in prediction["warnings"])])
 
 
-def status_table(rows: Sequence[tuple[str, "Status | None"]]) -> Table:
-    """State of each run of a study."""
-    table = Table()
+def status_table(states: Sequence["RunState"]) -> Table:
+    """State of each run of a study; below a failed one the last lines of its log."""
+    counts = Counter(state.state for state in states)
+    table = Table(caption=", ".join(f"{count} {state}" for state, count in counts.items()), caption_justify="left")
+    with_jobs = any(state.job for state in states)
     table.add_column("run", no_wrap=True)
     table.add_column("state")
-    table.add_column("step", justify="right")
-    table.add_column("attempt", justify="right")
+    for heading in ("step", "loss", "left", "attempt"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("job", "nodes") if with_jobs else ():
+        table.add_column(heading, no_wrap=True)
     table.add_column("reason", overflow="fold")
-    for name, status in rows:
-        if status is None:
-            table.add_row(name, "pending", "", "", "")
-        else:
-            step = f"{status.step} / {status.steps_total}"
-            table.add_row(name, status.state, step, str(status.attempt), status.reason or "")
+    for state in states:
+        reason = "\n".join([state.reason, *(f"  {line}" for line in state.log_tail)])
+        table.add_row(
+            state.name,
+            state.state,
+            f"{state.step} / {state.steps_total}" if state.steps_total else "",
+            f"{state.loss:.3f}" if state.loss is not None else "",
+            duration(state.left) if state.left is not None else "",
+            str(state.attempt or ""),
+            *([state.job, state.nodes] if with_jobs else []),
+            Text(reason),
+        )
     return table

@@ -1,11 +1,8 @@
 """What ``study run`` shows: a live table on a terminal, a line for each finished run elsewhere."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -13,12 +10,11 @@ from rich.table import Table
 
 from ..base.errors import EXIT_DONE, EXIT_STOPPED
 from ..base.progress import duration
-from ..scaling.record import RECORD
 from ..training.status import read_status
+from .ends import latest_line
 from .pool import Child, Outcome
 
 _REFRESH = 1.0  # seconds
-_TAIL = 1 << 16  # bytes; several step lines, router statistics included
 
 
 class Progress:
@@ -142,20 +138,3 @@ def _line(outcome: Outcome, progress: Progress) -> str:
     line = latest_line(outcome.job.folder, "eval")
     loss = line.get("loss") if line else None
     return f"{count}  done" + (f"  loss {loss:.3f}" if loss is not None else "") + f"  {duration(outcome.seconds)}"
-
-
-def latest_line(folder: Path, kind: str) -> dict[str, Any] | None:
-    """The last whole line of a kind in a run's record, read from the end of the file."""
-    try:
-        with (folder / RECORD).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(size - _TAIL, 0))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    for raw in reversed(lines[:-1]):  # what follows the last newline is being written
-        if raw.startswith(f'{{"kind":"{kind}"'.encode()):
-            line = json.loads(raw)
-            assert isinstance(line, dict)
-            return line
-    return None

@@ -18,6 +18,7 @@ from ..parallel.config import OVERLAPPING, ParallelConfig, RuntimeConfig
 from ..parallel.topology import Topology
 from ..scaling.record_schema import HELD_OUT
 
+CONFIG = "config.yaml"  # of a run, resolved, in its folder
 BUDGETS = ("tokens", "flops", "steps")
 # What does not change the result; everything else is hashed.
 UNSCIENTIFIC = ("parallel", "runtime", "logging", "checkpoint")

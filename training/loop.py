@@ -13,7 +13,7 @@ from .recording import Recorder
 from .schedule import branch_steps, learning_rate
 from .setup import Setup
 from .step import take_step
-from .stop import StopRequest
+from .stop import ANOTHER_RANK, StopRequest
 
 
 class Loop:
@@ -112,7 +112,8 @@ class Loop:
 
     def _stop(self, step: int) -> int:
         self._finish_saving()
-        reason = self.stop.reason or "another rank was asked to"
+        self.stop.asked()  # another rank may have been the first to see a file that says why
+        reason = self.stop.reason or ANOTHER_RANK
         self.recorder.event("preempted", step, reason)
         self.recorder.end("preempted", step, reason)
         if self.setup.groups.rank == 0:

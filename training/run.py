@@ -18,12 +18,11 @@ from ..data import prepare
 from ..parallel.roll_call import Arrival
 from ..parallel.topology import Topology
 from ..parallel.world import Place, blame, leave, start
-from .config import RunConfig
+from .config import CONFIG, RunConfig
 from .facts import facts
 from .last_words import LastWords
 from .status import LOCK, read_status
 from .stop import StopRequest
-from .trunk import CONFIG
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:

@@ -46,17 +46,24 @@ def read_status(folder: Path) -> Status | None:
         return None
 
 
-def current_status(folder: Path) -> Status | None:
-    """`read_status`, but a run whose process was killed on this host is not called running.
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the run's folder, or that cannot be told.
 
     Every process of a run holds its folder's lock for as long as it lives.
     """
-    status = read_status(folder)
-    if status is None or status.state != "running" or status.host != socket.gethostname():
-        return status
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # held, or on a file system without locks: nothing else is known
+    except FileNotFoundError:
+        return False
+    except OSError:  # held, or on a file system without locks
+        return True
+    return False
+
+
+def current_status(folder: Path) -> Status | None:
+    """`read_status`, but a run whose process was killed on this host is not called running."""
+    status = read_status(folder)
+    if status is None or status.state != "running" or status.host != socket.gethostname() or is_held(folder):
         return status
     return replace(status, state="failed", reason="its process was killed; start it again to go on")

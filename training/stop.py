@@ -1,4 +1,7 @@
-"""Stop requests: a signal to this rank or a file ``stop`` in the run's folder. Acting on them is the loop's part."""
+"""Stop requests: a signal to this rank or a file ``stop`` in the run's folder. Acting on them is the loop's part.
+
+What the file says, if anything, is the reason.
+"""
 
 import os
 import signal
@@ -8,6 +11,10 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# Reasons, besides what a stop file says.
+A_SIGNAL = "signal "
+ANOTHER_RANK = "another rank was asked to"
 
 
 class StopRequest:
@@ -31,15 +38,23 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C means now
-        self.reason = f"signal {signal.Signals(number).name}"
+        self.reason = f"{A_SIGNAL}{signal.Signals(number).name}"
 
     def asked(self) -> bool:
         """Whether anybody asked this rank to stop."""
         if self.reason is None and os.path.exists(self._file):
-            self.reason = "a file named stop"
+            self.reason = _said_in(self._file) or "a file named stop"
         return self.reason is not None
 
     def forget_file(self) -> None:
         """Remove the stop file once it is obeyed, so that the next start runs."""
         if os.path.exists(self._file):
             os.unlink(self._file)
+
+
+def _said_in(file: str) -> str:
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.readline().strip()
+    except OSError:  # it is going, or not ours to read
+        return ""

@@ -6,9 +6,8 @@ from typing import Any
 from ..base.config import parse_yaml, validate
 from ..base.errors import UserError
 from ..checkpoint.storage import Checkpoint, folder_of
-from .config import BUDGETS, UNSCIENTIFIC, Parent, RunConfig
+from .config import BUDGETS, CONFIG, UNSCIENTIFIC, Parent, RunConfig
 
-CONFIG = "config.yaml"
 # In these a branch differs from its trunk by its nature, or at will: they touch no step before the branch.
 _FREE = {"training": {*BUDGETS, "micro_batch"}, "schedule": {"decay", "min_ratio", "branches", "parent"}}
 _FREE_SECTIONS = {*UNSCIENTIFIC, "name", "eval", "noise"}

@@ -1,7 +1,7 @@
-"""Hosts on one machine: network namespaces, each with an interface into a switch, a host name and a hosts file.
+"""A throw-away Slurm; and hosts on one machine: network namespaces, each with an interface into a switch.
 
-The switch has a namespace of its own, so the machine's own network is not touched. A cable is cut at the switch: the
-host behind it notices nothing but silence, as when a network breaks.
+A host has a name and a hosts file of its own. The switch has a namespace too, so the machine's own network is not
+touched. A cable is cut at the switch: the host behind it notices nothing but silence, as when a network breaks.
 """
 
 import os
@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import INSTALL, SlurmCluster, missing
 
 NEEDS = ("ip", "unshare", "hostname")
 _ENTER = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
@@ -115,3 +117,17 @@ def run_section(tmp_path: Path) -> dict[str, Any]:
         "logging": {"tensorboard": False},
         "runtime": {"threads": 1, "timeout": 60},
     }
+
+
+@pytest.fixture
+def slurm() -> Iterator[SlurmCluster]:
+    """Four nodes on this host under a throw-away Slurm."""
+    if absent := missing():
+        pytest.skip(f"needs Slurm (no {', '.join(absent)}): {INSTALL}")
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:  # short: a socket's path has 107 characters at most
+        cluster = SlurmCluster(Path(folder))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()

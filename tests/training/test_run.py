@@ -181,13 +181,14 @@ def test_stop_saves_and_the_next_start_goes_on(
     process = begin(config, folder)
     wait_for_steps(process, folder, 8)
     if how == "file":
-        (folder / "stop").touch()
+        (folder / "stop").write_text("room for others\n")
     else:
         process.signal(how)
     finish(process, code=75)
     status = read_status(folder)
     assert status is not None
-    assert status.state == "preempted"
+    assert (status.state, status.reason) == ("preempted", "room for others" if how == "file" else f"signal {how.name}")
+    assert not (folder / "stop").exists()
     finish(begin(config, folder))
     assert same(whole, strict(folder)) == []
 

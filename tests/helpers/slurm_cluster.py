@@ -1,0 +1,175 @@
+"""A throw-away Slurm on this host: munged, slurmctld and several slurmd, each a node, below one folder.
+
+No systemd, no cgroups, no accounting, nothing in /etc. Debian's packages: ``apt-get install slurm-wlm munge``.
+"""
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+INSTALL = "apt-get install slurm-wlm munge"
+_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+_DAEMONS = ("munged", "slurmctld", "slurmd")
+# cred_expire: a requeued job would wait for the default of 120 s. SlurmdTimeout: a dead node is noticed after that.
+_CONFIG = """
+ClusterName=throwaway
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SwitchType=switch/none
+ReturnToService=2
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_delay=1
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MinJobAge=600
+KillWait=20
+SlurmdTimeout=10
+SlurmctldTimeout=10
+TCPTimeout=5
+MessageTimeout=30
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+SlurmdParameters=config_overrides
+AccountingStorageType=accounting_storage/none
+{nodes}
+PartitionName=batch Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def missing() -> list[str]:
+    """Programs that the cluster needs and this machine lacks."""
+    return [name for name in (*_DAEMONS, "sbatch", "srun") if shutil.which(name, path=_PATH) is None]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float, tick: float = 0.1) -> None:
+    """Wait for something that has to come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {what}"
+        time.sleep(tick)
+
+
+class SlurmCluster:
+    """The cluster below ``root``. Commands find it with `environment`."""
+
+    def __init__(self, root: Path, nodes: int = 4, cores: int = 1):
+        self.root = root
+        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
+        self.environment = {**os.environ, "SLURM_CONF": str(root / "slurm.conf"), "PATH": _PATH}
+        for folder in ("munge", "state", "run", "log", *(f"spool/{node}" for node in self.nodes)):
+            (root / folder).mkdir(parents=True)
+        (root / "munge").chmod(0o700)
+        ports = _free_ports(nodes + 1)
+        lines = [
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.{10 + number} Port={ports[number]} "
+            f"CPUs={cores} RealMemory=16000 State=UNKNOWN"
+            for number, node in enumerate(self.nodes, 1)
+        ]
+        config = _CONFIG.format(port=ports[0], user=getpass.getuser(), root=root, nodes="\n".join(lines))
+        (root / "slurm.conf").write_text(config)
+
+    def start(self) -> None:
+        """Every daemon, until all nodes are idle."""
+        munge = self.root / "munge"
+        (munge / "key").write_bytes(os.urandom(1024))
+        (munge / "key").chmod(0o600)
+        self._call(
+            "munged", "--force", f"--key-file={munge}/key", f"--socket={munge}/munge.sock",
+            f"--pid-file={self.root}/run/munged.pid", f"--log-file={self.root}/log/munged.log",
+            f"--seed-file={munge}/seed", "--num-threads=2",
+        )  # fmt: skip
+        self._call("slurmctld", "-c")
+        until(lambda: self.ask("scontrol", "ping").returncode == 0, "slurmctld", 30)
+        for node in self.nodes:
+            self.start_node(node)
+        until(lambda: self.idle() == len(self.nodes), "idle nodes", 60)
+
+    def start_node(self, node: str) -> None:
+        self._call("slurmd", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        """SIGKILL its daemon: Slurm takes the node for dead, what runs on it goes on, as when a network breaks."""
+        os.kill(int((self.root / "run" / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+
+    def idle(self) -> int:
+        """Nodes that have nothing to do."""
+        return len(self.ask("sinfo", "-h", "-N", "-p", "batch", "-t", "idle").stdout.splitlines())
+
+    def state_of(self, node: str) -> str:
+        """idle, mixed, allocated, down*, ..."""
+        return self.ask("sinfo", "-h", "-N", "-n", node, "-p", "batch", "-o", "%T").stdout.strip()
+
+    def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Slurm's commands."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def queue(self) -> list[list[str]]:
+        """(element of an array or job, state, name, reason) of what waits or runs."""
+        return [line.split("|") for line in self.ask("squeue", "-h", "-r", "-o", "%i|%T|%j|%r").stdout.splitlines()]
+
+    def logs(self) -> str:
+        """What the daemons said last, for a test that fails."""
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted((self.root / "log").iterdir())
+        )
+
+    def stop(self) -> None:
+        """End all jobs, then the daemons, by the ids in their own files."""
+        with suppress(subprocess.TimeoutExpired):
+            self.ask("scancel", "--full", "--signal=KILL", "--me")
+            self.ask("scancel", "--me")
+        with suppress(AssertionError):
+            until(lambda: not self.queue(), "an empty queue", 15)
+        pids = [int(path.read_text()) for path in sorted((self.root / "run").glob("*.pid"), reverse=True)]
+        for pid in pids:  # slurmd, slurmctld, munged
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                while time.monotonic() < deadline:
+                    os.kill(pid, 0)
+                    time.sleep(0.1)
+                os.kill(pid, signal.SIGKILL)
+
+    def _call(self, name: str, *arguments: str) -> None:
+        program = shutil.which(name, path=_PATH)
+        assert program is not None
+        done = subprocess.run([program, *arguments], env=self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{name}: {done.stderr}\n{self.logs()}"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
