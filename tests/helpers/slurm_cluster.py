@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 INSTALL = "apt-get install slurm-wlm munge"
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -140,7 +142,7 @@ class SlurmCluster:
         )
 
     def stop(self) -> None:
-        """End all jobs, then the daemons, by the ids in their own files."""
+        """End all jobs, then the daemons, by the ids in their own files, then whoever is left of them."""
         with suppress(subprocess.TimeoutExpired):
             self.ask("scancel", "--full", "--signal=KILL", "--me")
             self.ask("scancel", "--me")
@@ -157,6 +159,10 @@ class SlurmCluster:
                     os.kill(pid, 0)
                     time.sleep(0.1)
                 os.kill(pid, signal.SIGKILL)
+        for process in psutil.process_iter():  # a slurmstepd does not end when its slurmd was killed
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    process.kill()
 
     def _call(self, name: str, *arguments: str) -> None:
         program = shutil.which(name, path=_PATH)
