@@ -1,4 +1,4 @@
-"""Where a process finds itself among the ranks, and how long it waits for them."""
+"""What a process takes for itself, how long it waits for the others, and whom it blames."""
 
 from typing import Any
 
@@ -8,44 +8,21 @@ import torch.distributed as dist
 
 from moescale.base.errors import UserError
 from moescale.parallel.failure import Patience
-from moescale.parallel.world import Place, blame, limit_waits
-
-VARIABLES = {
-    "RANK": "3",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "2",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
+from moescale.parallel.launchers import Place
+from moescale.parallel.world import blame, device_of, limit_waits
 
 
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
+@pytest.mark.parametrize(
+    ("place", "devices", "mine"), [((5, 8, 1, 4), 4, 1), ((5, 8, 1, 4), 8, 1), ((5, 8, 1, 4), 1, 0)]
+)
+def test_a_rank_has_a_device_of_its_own(place: tuple[int, int, int, int], devices: int, mine: int) -> None:
+    """One visible device is what Slurm's --gpus-per-task leaves to each task."""
+    assert device_of(Place(*place), devices) == mine
 
 
-def test_alone(environment: pytest.MonkeyPatch) -> None:
-    assert Place.from_environment() == Place(0, 1, 0, 1)
-    environment.setenv("LOCAL_RANK", "0")  # set by world.start for DeepSpeed
-    assert Place.from_environment() == Place(0, 1, 0, 1)
-
-
-def test_under_torchrun(environment: pytest.MonkeyPatch) -> None:
-    for name, value in VARIABLES.items():
-        environment.setenv(name, value)
-    assert Place.from_environment() == Place(3, 8, 1, 2)
-
-
-@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_half_an_environment_is_refused(environment: pytest.MonkeyPatch, missing: str) -> None:
-    for name, value in VARIABLES.items():
-        if name != missing:
-            environment.setenv(name, value)
-    with pytest.raises(UserError, match=f"but not {missing}; start with torchrun"):
-        Place.from_environment()
+def test_fewer_devices_than_ranks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"4 ranks on .* have 2 devices"):
+        device_of(Place(5, 8, 1, 4), 2)
 
 
 def test_no_group_waits_longer_than_told(one_rank: Any) -> None:
