@@ -30,7 +30,8 @@ def test_pith_train_91_nodes_are_known_without_scontrol(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "")
     step = {
         "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
-        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "no-such-node[04-05]",
+        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_STEP_NODELIST": "no-such-node[04-05]",
     }  # fmt: skip
     start = find_start(step)
     assert start.address == "no-such-node04"
