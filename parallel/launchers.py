@@ -6,6 +6,7 @@ innermost decides, since it is the one that started the processes which train.
 """
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -78,6 +79,24 @@ def find_place(environment: Environment = os.environ) -> Place:
         UserError: as `find_start`.
     """
     return find_start(environment).place
+
+
+def device_of(place: Place, devices: int) -> int:
+    """The device for a rank, among the ``devices`` that this process sees.
+
+    Slurm may show each task only its own (--gpus-per-task), which is number 0 to all of them.
+
+    Raises:
+        UserError: there are fewer devices than ranks on this host.
+    """
+    if devices == 1:  # where ranks would share it NCCL refuses
+        return 0
+    if devices < place.local_world:
+        raise UserError(
+            f"{place.local_world} ranks on {socket.gethostname()} have {devices} devices; start as many ranks on each "
+            "host as it has devices, or make all of them visible (CUDA_VISIBLE_DEVICES)"
+        )
+    return place.local_rank
 
 
 def read_torchrun(environment: Environment) -> Start | None:

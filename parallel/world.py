@@ -10,9 +10,8 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
-from ..base.errors import UserError
 from .failure import Failure, LostRank, Patience, describe
-from .launchers import Place
+from .launchers import Place, device_of
 from .meeting import meet
 from .roll_call import Arrival, call_roll
 from .watch import Watch
@@ -73,24 +72,6 @@ def start(
     # On CPU DeepSpeed would compile a shared-memory operator for 40 to 70 seconds.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-
-
-def device_of(place: Place, devices: int) -> int:
-    """The device for a rank, among the ``devices`` that this process sees.
-
-    Slurm may show each task only its own (--gpus-per-task), which is number 0 to all of them.
-
-    Raises:
-        UserError: there are fewer devices than ranks on this host.
-    """
-    if devices == 1:  # where ranks would share it NCCL refuses
-        return 0
-    if devices < place.local_world:
-        raise UserError(
-            f"{place.local_world} ranks on {socket.gethostname()} have {devices} devices; start as many ranks on each "
-            "host as it has devices, or make all of them visible (CUDA_VISIBLE_DEVICES)"
-        )
-    return place.local_rank
 
 
 def _collective_timeout(timeout: float) -> datetime.timedelta:

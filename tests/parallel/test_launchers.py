@@ -6,7 +6,7 @@ Recorded from torch 2.13's torchrun, Slurm 22.05's sbatch, salloc and srun, Open
 import pytest
 
 from moescale.base.errors import UserError
-from moescale.parallel.launchers import ALONE, FIRST_PORT, PORTS, Place, find_place, find_start
+from moescale.parallel.launchers import ALONE, FIRST_PORT, PORTS, Place, device_of, find_place, find_start
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
@@ -163,3 +163,16 @@ def test_environments_that_contradict_themselves(case: str) -> None:
     environment, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
         find_start(environment)
+
+
+@pytest.mark.parametrize(
+    ("place", "devices", "mine"), [((5, 8, 1, 4), 4, 1), ((5, 8, 1, 4), 8, 1), ((5, 8, 1, 4), 1, 0)]
+)
+def test_a_rank_has_a_device_of_its_own(place: tuple[int, int, int, int], devices: int, mine: int) -> None:
+    """One visible device is what Slurm's --gpus-per-task leaves to each task."""
+    assert device_of(Place(*place), devices) == mine
+
+
+def test_fewer_devices_than_ranks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"4 ranks on .* have 2 devices"):
+        device_of(Place(5, 8, 1, 4), 2)
