@@ -15,7 +15,8 @@ from ..checkpoint.saver import HostBuffers, Saver
 from ..checkpoint.state import LogicalState
 from ..checkpoint.storage import Checkpoint, folder_of, prune
 from ..compat.cuda_standin import install
-from ..parallel.world import Place, leave, start
+from ..parallel.launchers import Place
+from ..parallel.world import leave, start
 from .checkpoint import CheckpointCase
 
 WARM_UP = 2  # steps

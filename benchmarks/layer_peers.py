@@ -21,7 +21,8 @@ TIMEOUT = 600.0  # seconds; a world of one never waits
 
 def start_deepspeed() -> Callable[[], None]:
     """A world of one rank; returns what ends it. DeepSpeed's layer makes its groups itself."""
-    from ..parallel.world import Place, leave, start
+    from ..parallel.launchers import Place
+    from ..parallel.world import leave, start
 
     start(Place(rank=0, world=1, local_rank=0, local_world=1), TIMEOUT)
     return leave

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..compat.cuda_standin import install
 from ..compat.native import instruction_set
-from ..parallel.world import Place, leave, start
+from ..parallel.launchers import Place
+from ..parallel.world import leave, start
 from ..training.config import RunConfig
 from ..training.schedule import learning_rate
 from ..training.stop import StopRequest

@@ -1,6 +1,5 @@
 """The command line. Each verb's file is imported with the application, what it works with only when it runs."""
 
-import os
 import sys
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from ..base.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from ..base.files import is_storage_failure
 from . import cli_bench, cli_convert, cli_fit, cli_study, cli_train
+from .environment import world_of_launcher
 
 app = typer.Typer(
     name="moescale",
@@ -29,8 +29,7 @@ def main() -> None:
 
     A failure comes with a traceback, unless it was the disk's.
     """
-    rank = os.environ.get("RANK", "0")
-    place = "" if rank == "0" else f" (rank {rank})"
+    place = _place()
     try:
         app()
     except UserError as error:
@@ -41,3 +40,12 @@ def main() -> None:
             raise
         print(f"failed{place}: {error}. What was saved is intact: make room and start again", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+
+
+def _place() -> str:
+    """Which rank speaks; nothing for rank 0, and where that is what is wrong."""
+    try:
+        rank, _ = world_of_launcher()
+    except UserError:
+        return ""
+    return f" (rank {rank})" if rank else ""

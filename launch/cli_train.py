@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -34,8 +34,16 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Tell whether this machine can run moescale, and what to do if not."""
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="compare the hosts of all ranks; start it under srun, torchrun or mpirun")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="with --cluster: folder that runs will be written to")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether this machine, or these hosts together, can run moescale, and what to do if not."""
+    if cluster:
+        _doctor_of_cluster(out, as_json)
     from .doctor import as_json as to_json
     from .doctor import examine, missing, table
 
@@ -45,6 +53,29 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         console().print(table(findings))
     raise typer.Exit(EXIT_FAILED if missing(findings) else EXIT_DONE)
+
+
+def _doctor_of_cluster(out: Path, as_json: bool) -> NoReturn:
+    """Every rank ends with the same exit code; rank 0 tells."""
+    rank, _ = world_of_launcher()
+    with stdout_for_results():
+        from ..data.cache import data_root
+        from ..parallel.failure import LostRank
+        from .cluster_doctor import examine_cluster
+
+        try:
+            ok, findings = examine_cluster(out.resolve(), data_root(None))
+        except LostRank as lost:
+            note(f"failed (rank {rank}): {lost}")
+            raise typer.Exit(EXIT_FAILED) from None
+    if findings is not None:
+        from .cluster_table import table
+
+        if as_json:
+            print_json(findings.as_json())
+        else:
+            console().print(table(findings))
+    raise typer.Exit(EXIT_DONE if ok else EXIT_FAILED)
 
 
 def prepare(

@@ -64,7 +64,7 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     """Installed versions against the ranges that the package declares and the versions it was tested with."""
-    tested = _tested_versions()
+    tested = tested_versions()
     findings = []
     for text in importlib.metadata.requires("moescale") or []:
         requirement = Requirement(text)
@@ -73,7 +73,7 @@ def _packages() -> list[Finding]:
     return findings
 
 
-def _tested_versions() -> dict[str, str]:
+def tested_versions() -> dict[str, str]:
     """The pins of constraints.txt; it stands in a clone, not in a wheel."""
     if not _TESTED.is_file():
         return {}

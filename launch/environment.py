@@ -10,6 +10,8 @@ import platform
 import sys
 from pathlib import Path
 
+from ..parallel.launchers import find_place
+
 # Keep what was freed: never trim the heap, serve blocks up to 4 GiB from it instead of by mmap (glibc's own limit is
 # 32 MiB, which the activations of larger models pass), grow it in large steps, and back it with huge pages where the
 # kernel has them (a pass over fresh 64 MB went from 55 to 25 ms). The process holds on to its peak.
@@ -46,8 +48,13 @@ def restart_with_allocator_settings() -> None:
 
 
 def world_of_launcher() -> tuple[int, int]:
-    """(rank, world size) as torchrun, srun wrappers and mpirun wrappers set them; (0, 1) when started alone."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """(rank, world size) by torchrun, srun or mpirun; (0, 1) when started alone.
+
+    Raises:
+        UserError: their variables contradict each other.
+    """
+    place = find_place()
+    return place.rank, place.world
 
 
 def cores() -> int:

@@ -46,8 +46,13 @@ def reachable_address(master: str) -> str:
 
     ``master`` itself where it is this host's; else the address from which this host speaks to it.
     """
-    family, _, _, _, target = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)[0]
+    mine = address_towards(master)
+    return master if mine == socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)[0][4][0] else mine
+
+
+def address_towards(other: str) -> str:
+    """The address from which this host speaks to ``other``."""
+    family, _, _, _, target = socket.getaddrinfo(other, 1, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)  # sends nothing: chooses a route
-        mine = str(probe.getsockname()[0])
-    return master if mine == target[0] else mine
+        return str(probe.getsockname()[0])

@@ -79,8 +79,8 @@ def call_roll(store: dist.Store, rank: int, world: int, host: str, arrival: Arri
         session = dist.PrefixStore(_get(store, f"session/{ticket}", timeout).decode(), store)
         reference = json.loads(_get(session, _REFERENCE, timeout))
         # What an objecting rank would have brought is unknown.
-        differences = [] if arrival.objection or not reference else _differences(arrival.facts, reference)
-        session.set(f"answer/{rank}", json.dumps([host, arrival.objection, differences]))
+        differing = [] if arrival.objection or not reference else differences(arrival.facts, reference)
+        session.set(f"answer/{rank}", json.dumps([host, arrival.objection, differing]))
         # Rank 0 waits as long for the last one; its word comes right after that.
         verdict = json.loads(_get(session, _VERDICT, 2 * timeout))
         session.set(f"heard/{rank}", "")
@@ -163,8 +163,8 @@ def _differing(answers: Mapping[int, _Answer]) -> str:
     )
 
 
-def _differences(mine: Mapping[str, object], reference: Mapping[str, object]) -> list[str]:
-    """What a rank has to say of each fact in which it differs."""
+def differences(mine: Mapping[str, object], reference: Mapping[str, object]) -> list[str]:
+    """What a rank has to say of each fact in which it differs from rank 0."""
     return [
         f"{name} is {_value(mine, name)}, rank 0 has {_value(reference, name)}"
         for name in sorted({*mine, *reference})

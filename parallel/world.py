@@ -4,51 +4,21 @@ import datetime
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
 
-from ..base.errors import UserError
 from .failure import Failure, LostRank, Patience, describe
+from .launchers import Place, device_of
+from .meeting import meet
 from .roll_call import Arrival, call_roll
 from .watch import Watch
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NOTHING = Arrival()
 _watch: Watch | None = None  # one for each process, like torch.distributed's default group
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among the ranks."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
-
-    @classmethod
-    def from_environment(cls) -> "Place":
-        """As torchrun says, or alone when nobody says anything.
-
-        Raises:
-            UserError: some of torchrun's variables are set and others are not; a silent world of one would train
-                as many separate models as there are processes.
-        """
-        given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-        if "RANK" not in given and "WORLD_SIZE" not in given:
-            return cls(0, 1, 0, 1)
-        missing = [name for name in _VARIABLES if name not in given]
-        if missing:
-            raise UserError(
-                f"the environment gives {', '.join(given)} but not {', '.join(missing)}; start with torchrun, or unset "
-                "them"
-            )
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return cls(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]), local_world)
+_rank = 0  # of this process, once it is known
 
 
 def _say_nothing(failure: Failure) -> None:
@@ -70,17 +40,19 @@ def start(
         UserError: ranks differ, or one objects.
         LostRank: ranks are missing, or rank 0 cannot be reached.
     """
-    global _watch
+    global _watch, _rank
+    _rank = place.rank
     patience = Patience(timeout)
     on_cuda = torch.cuda.is_available()
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+    os.environ.setdefault("LOCAL_RANK", str(place.local_rank))  # DeepSpeed refuses to start without it
     if on_cuda:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(device_of(place, torch.cuda.device_count()))
     if place.world == 1:
         store: dist.Store = dist.HashStore()
     else:
+        meeting = meet(patience)
         roll = call_roll(
-            dist.PrefixStore("moescale", _open_store(place, patience)),
+            dist.PrefixStore("moescale", meeting.store),
             place.rank,
             place.world,
             socket.gethostname(),
@@ -88,10 +60,8 @@ def start(
             patience.wait,
         )
         store = roll.store
-        meeting = dist.PrefixStore("watch", store)
-        _watch = Watch(
-            meeting, place.rank, os.environ["MASTER_ADDR"], roll.hosts, patience, patience.settle, last_words
-        )
+        watched = dist.PrefixStore("watch", store)
+        _watch = Watch(watched, place.rank, meeting.address, roll.hosts, patience, patience.settle, last_words)
     dist.init_process_group(
         "nccl" if on_cuda else "gloo",
         store=dist.PrefixStore("default", store),
@@ -102,31 +72,6 @@ def start(
     # On CPU DeepSpeed would compile a shared-memory operator for 40 to 70 seconds.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-
-
-def _open_store(place: Place, patience: Patience) -> dist.Store:
-    """Rank 0's store, or that of torchrun's agent on rank 0's host."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        return dist.TCPStore(
-            address,
-            port,
-            place.world,
-            is_master=place.rank == 0 and not held_by_agent,
-            timeout=datetime.timedelta(seconds=patience.wait),
-            wait_for_workers=False,  # the roll call waits, and says who is missing
-            multi_tenant=True,
-        )
-    except dist.DistError as error:
-        raise LostRank(
-            Failure(
-                (0,),
-                f"rank {place.rank} on {socket.gethostname()} found nobody at MASTER_ADDR {address}, "
-                f"MASTER_PORT {port} within {patience.wait:g} s; is rank 0 started there, and may hosts connect to "
-                f"that port? ({str(error).splitlines()[0]})",
-            )
-        ) from None
 
 
 def _collective_timeout(timeout: float) -> datetime.timedelta:
@@ -154,8 +99,7 @@ def blame(error: BaseException) -> Failure:
         return error.failure
     if _watch is not None:
         return _watch.blame(error)
-    rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
-    return Failure((rank,), describe(error))
+    return Failure((_rank,), describe(error))
 
 
 def leave() -> None:

@@ -42,8 +42,9 @@ def one_rank() -> Iterator[object]:
 
     install()
     from moescale.parallel.groups import Groups
+    from moescale.parallel.launchers import Place
     from moescale.parallel.topology import Topology
-    from moescale.parallel.world import Place, leave, start
+    from moescale.parallel.world import leave, start
 
     torch.set_num_threads(1)
     start(Place(0, 1, 0, 1), 60)

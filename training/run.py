@@ -15,9 +15,10 @@ from ..base.files import write_atomically
 from ..checkpoint.convert.start import check_start, is_converted
 from ..compat.cuda_standin import install
 from ..data import prepare
+from ..parallel.launchers import Place, find_place
 from ..parallel.roll_call import Arrival
 from ..parallel.topology import Topology
-from ..parallel.world import Place, blame, leave, start
+from ..parallel.world import blame, leave, start
 from .config import CONFIG, RunConfig
 from .facts import facts
 from .last_words import LastWords
@@ -42,7 +43,7 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:
             changed.
         Exception: this rank failed; the other ranks know.
     """
-    place = Place.from_environment()
+    place = find_place()
     topology = config.check_layout(place.world, place.local_world)
     folder = folder.resolve()
     status = read_status(folder)

@@ -18,8 +18,9 @@ from torch import Tensor
 from ...base.errors import UserError
 from ...base.files import sync, write_atomically
 from ...parallel.groups import Groups
+from ...parallel.launchers import Place
 from ...parallel.topology import Topology
-from ...parallel.world import Place, leave, start
+from ...parallel.world import leave, start
 from ..state import BUFFER
 from ..upcycle import Upcycled, Upcycling
 from .formats import Architecture, DType, Format, Key, Source, Target, logical_tensors

@@ -120,8 +120,9 @@ def main() -> dict[str, Any]:
     replaced = {name: getattr(owner(path), attribute) for name, (path, attribute) in PLACES.items()}
 
     from moescale.parallel.groups import Groups
+    from moescale.parallel.launchers import Place
     from moescale.parallel.topology import Topology
-    from moescale.parallel.world import Place, leave, start
+    from moescale.parallel.world import leave, start
 
     start(Place(0, 1, 0, 1), 60)
     groups = Groups.build(Topology())

@@ -60,7 +60,10 @@ def test_wrong_input_from_outside(moescale, tmp_path):
 
 def test_under_a_launcher_every_rank_speaks_and_rank_0_first(main, monkeypatch, tmp_path):
     monkeypatch.setattr(cli_train, "SECONDS_FOR_RANK_0", 1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {
+        "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
     for rank, says, waits in (("0", "error: ", 0), ("1", "error (rank 1): ", 1)):
         monkeypatch.setenv("RANK", rank)
         began = time.monotonic()

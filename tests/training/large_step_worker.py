@@ -25,7 +25,8 @@ from moescale.data import prepare
 from moescale.launch.check_layout import check_layouts
 from moescale.parallel.config import ParallelConfig
 from moescale.parallel.groups import Groups
-from moescale.parallel.world import Place, leave, start
+from moescale.parallel.launchers import Place
+from moescale.parallel.world import leave, start
 from moescale.training.budget import cost_of
 from moescale.training.config import load_run
 from moescale.training.recording import Recorder

@@ -20,7 +20,8 @@ torch.set_num_threads(1)
 
 from moescale.base.config import validate
 from moescale.compat.cuda_standin import install
-from moescale.parallel.world import Place, leave, start
+from moescale.parallel.launchers import find_place
+from moescale.parallel.world import leave, start
 from moescale.training.config import RunConfig
 
 install()
@@ -162,7 +163,7 @@ def run_case(case, place):
 
 def main():
     job = json.loads(Path(sys.argv[1]).read_text())
-    place = Place.from_environment()
+    place = find_place()
     start(place, 120)
     for case in job["cases"]:
         with MUTATIONS[case["mutation"]]():
