@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.files import sync
 from ..checkpoint.saver import HostBuffers, Saver
 from ..checkpoint.state import LogicalState
 from ..checkpoint.storage import Checkpoint, folder_of, prune
@@ -116,7 +117,7 @@ class CopyFile(_OnDisk):
         self._cold = wanted.what == "load"
         (self.root / "source").write_bytes(os.urandom(1 << 20) * -(-self.bytes_moved // (1 << 20)))
         os.truncate(self.root / "source", self.bytes_moved)
-        _force(self.root / "source")
+        sync(self.root / "source")
 
     def warm_up(self) -> str:
         for _ in range(WARM_UP):
@@ -128,7 +129,7 @@ class CopyFile(_OnDisk):
         if self._cold:
             forget(source)
         shutil.copyfile(source, target)
-        _force(target)
+        sync(target)
         target.rename(before)
 
     def close(self) -> None:
@@ -171,11 +172,6 @@ class CopyMemory(Stall):
 
     def step(self) -> None:
         self._target.copy_(self._source)
-
-
-def _force(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def forget(path: Path) -> None:

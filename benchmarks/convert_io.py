@@ -1,8 +1,8 @@
 """What `bench convert` measures: a random model in a folder, converted and copied."""
 
-import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.files import sync
 from ..checkpoint.convert.convert import FORMATS, convert
 from ..checkpoint.convert.formats import Architecture, logical_tensors
 from .convert import ConvertCase
@@ -17,7 +18,7 @@ from .convert import ConvertCase
 RUN, MIXTRAL = "moescale", "hf-mixtral"
 
 
-class _Folder:
+class _Folder(ABC):
     """A random model in its source's format on the disk of the current folder; removed at the end."""
 
     def __init__(self, case: Mapping[str, Any]):
@@ -42,8 +43,8 @@ class _Folder:
         shutil.rmtree(self.root / "before", ignore_errors=True)
         (self.root / "target").rename(self.root / "before")
 
-    def _make(self, source: Path, target: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _make(self, source: Path, target: Path) -> None: ...
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -70,8 +71,7 @@ class CopyFolder(_Folder):
     def _make(self, source: Path, target: Path) -> None:
         shutil.copytree(source, target)
         for path in _files(target):
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+            sync(path)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .arguments import AsJson
 from .environment import ALLOCATOR
 from .output import console, note, print_json
 
@@ -28,7 +29,7 @@ def bench(
         Literal["tuned", "default", "both"], typer.Option(help="glibc's settings, the same for all rows of a table")
     ] = "tuned",
     rounds: Annotated[int, typer.Option(min=1, help="turns of each implementation")] = 15,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure ours, its peers and the floor side by side, in turns."""
     from ..benchmarks.run import run

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..base.errors import EXIT_DONE
+from .arguments import AsJson, Overrides, StudyDirectory, StudyFile, World
 from .environment import restart_with_allocator_settings
 from .output import console, note, print_json, stdout_for_results
 
@@ -18,16 +19,11 @@ if TYPE_CHECKING:
     from .slurm.verbs import Result
     from .study_folder import StudyFolder
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="a study file")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of a study")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="win over the file's settings")]
 Out = Annotated[Path | None, typer.Option(help="folder of the study; default: the cluster's storage, or studies/NAME")]
-World = Annotated[int | None, typer.Option(min=1, help="ranks of each run; default: as few as its layout needs")]
 Cluster = Annotated[Path, typer.Option(help="a cluster file, or the name of a shipped one: clusters/cpu.yaml")]
 OtherCluster = Annotated[Path | None, typer.Option(help="a cluster file; default: where the study was submitted")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print every script and change nothing")]
 Watch = Annotated[bool, typer.Option("--watch", help="show it again and again until nothing runs or waits")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 WATCH_EVERY = 5.0  # seconds
 
 
@@ -59,7 +55,9 @@ def submit(
     _show_result(submit_study(study, expand(study), folder, place, world, dry_run), dry_run, as_json)
 
 
-def resubmit(directory: Folder, cluster: OtherCluster = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def resubmit(
+    directory: StudyDirectory, cluster: OtherCluster = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Start the failed and lost runs of a study again: on its cluster, or here if it was never submitted."""
     from .cluster_config import load_cluster
     from .slurm.submission import cluster_of
@@ -75,7 +73,7 @@ def resubmit(directory: Folder, cluster: OtherCluster = None, dry_run: DryRun = 
         _show_result(resubmit_study(folder, place, dry_run), dry_run, as_json)
 
 
-def status(directory: Folder, watch: Watch = False, as_json: AsJson = False) -> None:
+def status(directory: StudyDirectory, watch: Watch = False, as_json: AsJson = False) -> None:
     """Show how far each run of a study is, and why those that failed did."""
     from .slurm.states import study_states
     from .study_folder import StudyFolder
@@ -140,5 +138,8 @@ def _show_result(result: "Result", dry_run: bool, as_json: bool) -> None:
 def _left_out(states: "list[RunState]", chosen: set[str]) -> list[str]:
     """What becomes of the runs that are not submitted, a line for each state."""
     rest = Counter(state.state for state in states if state.name not in chosen and not state.impossible)
-    advice = {"failed": "; study resubmit starts them again", "lost": "; study resubmit starts them again"}
-    return [f"{count} runs left as they are: {state}{advice.get(state, '')}" for state, count in sorted(rest.items())]
+    return [
+        f"{count} runs left as they are: {state}"
+        + ("; study resubmit starts them again" if state in ("failed", "lost") else "")
+        for state, count in sorted(rest.items())
+    ]

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from ..base.errors import UserError
+from .arguments import AsJson
 from .output import console, note, print_json
-
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from . import cli_cluster
+from .arguments import AsJson, Overrides, StudyDirectory, StudyFile, World
 from .environment import restart_with_allocator_settings
 from .output import console, note, print_json, stdout_for_results
 
@@ -18,16 +19,11 @@ if TYPE_CHECKING:
     from .study_config import StudyConfig
     from .study_folder import StudyFolder
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="a study file")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of a study")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="win over the file's settings")]
 Out = Annotated[Path | None, typer.Option(help="folder of the study; default: studies/NAME")]
-World = Annotated[int | None, typer.Option(min=1, help="ranks of each run; default: as few as its layout needs")]
 NodeRanks = Annotated[int, typer.Option(min=0, help="ranks on each node, to tell groups that reach over several")]
 CheckLayout = Annotated[
     bool, typer.Option("--check-layout", help="build ranks of every layout without memory: is each parameter held once")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
 def register(app: typer.Typer) -> None:
@@ -117,7 +113,7 @@ def run(file: StudyFile, overrides: Overrides = None, out: Out = None, as_json: 
     raise typer.Exit(code)
 
 
-def collect(directory: Folder, as_json: AsJson = False) -> None:
+def collect(directory: StudyDirectory, as_json: AsJson = False) -> None:
     """Write points.csv and the fits of a study from its run folders."""
     from .collect import as_json as to_json
     from .collect import collect as collect_study
@@ -131,7 +127,7 @@ def collect(directory: Folder, as_json: AsJson = False) -> None:
         _show(summary)
 
 
-def report(directory: Folder, as_json: AsJson = False) -> None:
+def report(directory: StudyDirectory, as_json: AsJson = False) -> None:
     """Write the report of a study, from what its runs have recorded so far."""
     from .report import write_report
     from .study_folder import StudyFolder

@@ -9,6 +9,7 @@ import typer
 from ..base.config import apply_overrides, load_yaml, validate
 from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
 from ..base.files import is_storage_failure
+from .arguments import AsJson, Overrides
 from .environment import restart_with_allocator_settings, world_of_launcher
 from .output import console, note, print_json, stdout_for_results
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 SECONDS_FOR_RANK_0 = 5
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings that win over the file")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 Out = Annotated[Path | None, typer.Option(help="folder to write to")]
 
 

@@ -59,8 +59,11 @@ def run_study(
 
 def _leave_to_slurm(folder: StudyFolder, expansion: Expansion) -> None:
     """Refuse to start what a cluster is doing."""
+    from .slurm.journal import Journal
     from .slurm.states import study_states
 
+    if not Journal(folder.path).batches():
+        return
     active = [state for state in study_states(folder, expansion.everything)[0] if state.job and state.goes_on]
     if active:
         raise UserError(

@@ -76,8 +76,8 @@ def answered(points: Sequence[Point], records: Mapping[str, Record]) -> list[Ans
         _answered(point, line)
         for point in finished(points)
         if point.run in records
-        for line in records[point.run].evals
-        if line.get("task") and line["step"] == records[point.run].last_step
+        for line in records[point.run].final_evals
+        if line.get("task")
     ]
     return [_told_apart(one, found) for one in found]
 

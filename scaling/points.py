@@ -147,7 +147,7 @@ def _future(mixture: Mapping[str, Any] | None) -> str:
 
 
 def _final_evaluation(record: Record) -> dict[str, Any]:
-    found = [line for line in record.evals if line["domain"] == HELD_OUT and line["step"] == record.last_step]
+    found = [line for line in record.final_evals if line["domain"] == HELD_OUT]
     return found[-1] if found else {}
 
 

@@ -168,6 +168,11 @@ class Record:
         """Steps done; 0 before the first."""
         return self.steps[-1]["step"] if self.steps else 0
 
+    @property
+    def final_evals(self) -> list[Line]:
+        """Evaluations after the last step."""
+        return [line for line in self.evals if line["step"] == self.last_step]
+
 
 def read_record(path: Path, *, strict: bool = False) -> Record:
     """Read ``path``: a record file, or the folder of a run.

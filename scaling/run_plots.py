@@ -134,6 +134,5 @@ def bits_per_byte(points: Sequence[Point], records: Mapping[str, Record]) -> Plo
 
 def _final_bits(record: Record) -> dict[str, float]:
     """Bits per byte by domain after the last step."""
-    final = [line for line in record.evals if line["step"] == record.last_step]
-    plain = [line for line in final if line.get("task") is None]
+    plain = [line for line in record.final_evals if line.get("task") is None]
     return {line["domain"]: line["bits_per_byte"] for line in plain if line["bits_per_byte"] is not None}

@@ -90,13 +90,9 @@ class Journal:
         given = [line["world"] for line in read_lines(self._path) if line["kind"] == "submitting"]
         return given[-1] if given else None
 
-    def owners(self) -> dict[str, Owner]:
-        """The latest array element of each run that was ever submitted."""
-        return owners(self.batches())
-
 
 def owners(batches: Iterable[Submitted]) -> dict[str, Owner]:
-    """As `Journal.owners`."""
+    """The latest array element of each run that was ever submitted."""
     return {
         run: Owner(batch.job, index, batch.memory_mb)
         for batch in batches

@@ -19,7 +19,12 @@ State = Literal["pending", "waiting", "running", "done", "preempted", "failed", 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run. ``left``: seconds to go, by the last step; ``job``: the element of Slurm's array, as squeue names it."""
+    """One run.
+
+    Attributes:
+        left: seconds to go, by the last step.
+        job: the element of Slurm's array, as squeue names it; ``memory_mb``: what it was given on each node, MiB.
+    """
 
     name: str
     state: State
@@ -29,6 +34,7 @@ class RunState:
     loss: float | None = None
     left: float | None = None
     job: str = ""
+    memory_mb: int = 0
     nodes: str = ""
     reason: str = ""
     log_tail: tuple[str, ...] = ()
@@ -122,6 +128,7 @@ def run_state(run: PlannedRun | ImpossibleRun, folder: Path, owner: Owner | None
         loss=line.get("loss") if line else None,
         left=(total - step) * line["seconds"] if line and state == "running" else None,
         job=f"{owner.job}_{owner.index}" if owner else "",
+        memory_mb=owner.memory_mb if owner else 0,
         nodes=element.nodes if element else "",
         reason=reason,
         log_tail=log_tail(folder) if state in ("failed", "lost") else (),

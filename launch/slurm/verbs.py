@@ -67,7 +67,7 @@ def _carry_out(
         possible = {row.name for row in plan.rows}
         names = {state.name for state in states if wanted(state)} & possible
         runs = [run for run in expansion.runs if run.name in names]
-        submission = compose(folder, study.name, plan, runs, cluster, world, _memory_after_failures(folder, states))
+        submission = compose(folder, study.name, plan, runs, cluster, world, _memory_after_failures(states))
         return Result(submission, {}, states, [*plan.warnings, *warnings, *submission.warnings])
 
     if dry:
@@ -81,11 +81,10 @@ def _carry_out(
         return result._replace(jobs=submit(result.submission, folder))
 
 
-def _memory_after_failures(folder: StudyFolder, states: list[RunState]) -> Mapping[str, int]:
+def _memory_after_failures(states: list[RunState]) -> Mapping[str, int]:
     """MiB to ask for, for runs that ran out of what they asked for before."""
-    owners = Journal(folder.path).owners()
     return {
-        state.name: 2 * owners[state.name].memory_mb
+        state.name: 2 * state.memory_mb
         for state in states
-        if state.name in owners and (is_memory(state.reason) or "OUT_OF_MEMORY" in state.reason)
+        if state.memory_mb and (is_memory(state.reason) or "OUT_OF_MEMORY" in state.reason)
     }

@@ -23,7 +23,7 @@ def test_the_last_submission_owns_a_run(tmp_path: Path) -> None:
     journal.submitted("t2", 9)
     asked(journal, "t3", "a")
     journal.refused("t3", "no such account")
-    assert journal.owners() == {"a": Owner(7, 0, 2048), "b": Owner(9, 0, 2048)}
+    assert owners(journal.batches()) == {"a": Owner(7, 0, 2048), "b": Owner(9, 0, 2048)}
     assert journal.world() == 2
 
 
@@ -32,13 +32,13 @@ def test_a_job_that_nobody_noted_is_found_by_its_comment(tmp_path: Path) -> None
     asked(journal, "t1", "a", "b")
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"kind": "submitted", "tag": "t1", "jo')  # killed here
-    assert journal.owners() == {}
+    assert owners(journal.batches()) == {}
     found = [Element(12, 1, "PENDING", "Priority", "", "t1"), Element(13, 0, "RUNNING", "", "n1", "somebody's")]
     assert owners(with_jobs(journal.batches(), found)) == {"a": Owner(12, 0, 2048), "b": Owner(12, 1, 2048)}
     assert owners(with_jobs(journal.batches(), [])) == {}
     asked(journal, "t2", "a")  # the half line does not swallow the next one
     journal.submitted("t2", 14)
-    assert journal.owners() == {"a": Owner(14, 0, 2048)}
+    assert owners(journal.batches()) == {"a": Owner(14, 0, 2048)}
 
 
 def test_slurm_tells_what_goes_on(tmp_path: Path) -> None:
