@@ -1,6 +1,7 @@
 """Starting and ending the world of ranks that this process belongs to."""
 
 import datetime
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -107,6 +108,9 @@ def leave() -> None:
     global _watch
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A traceback in a cycle keeps its frames' groups, and a group its threads. A thread that still has a tensor to
+        # give back when the interpreter ends aborts the process: "terminate called without an active exception".
+        gc.collect()
     if _watch is not None:
         _watch.close()
         _watch = None

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from moescale.base.errors import UserError
 from moescale.moe import MoEConfig, MoELayer
 from moescale.parallel.exchange import GatheringExchange, TorchExchange, make_exchange
+from moescale.parallel.world import leave
 
 torch.set_num_threads(1)
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -196,7 +197,7 @@ def main():
     if name == "dies":
         os._exit(0)  # there is nobody left to say goodbye to
     dist.barrier()  # gloo aborts a rank now and then that leaves while another still sets up a connection
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
