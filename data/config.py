@@ -7,9 +7,10 @@ from pydantic import BaseModel, Field, model_validator
 
 
 class DomainConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """One source of text. Exactly one of ``source``, ``files`` and ``indexed``."""
+    """One source of text. Exactly one of ``source``, ``packages``, ``files`` and ``indexed``."""
 
     source: Literal["stdlib"] | None = Field(None, description="built in: Python's standard library and topics")
+    packages: tuple[str, ...] = Field((), description="installed Python packages by import name: their sources")
     files: tuple[str, ...] = Field((), description="globs of text or .jsonl files, relative to the working folder")
     text_key: str = Field("text", description="key of the text in .jsonl lines")
     indexed: str | None = Field(None, description="prefix of an existing Megatron .bin/.idx pair, used as it is")
@@ -17,9 +18,10 @@ class DomainConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [key for key in ("source", "files", "indexed") if getattr(self, key)]
+        kinds = ("source", "packages", "files", "indexed")
+        given = [key for key in kinds if getattr(self, key)]
         if len(given) != 1:
-            raise ValueError(f"data.domains: give exactly one of source, files, indexed (given: {given or 'none'})")
+            raise ValueError(f"data.domains: give exactly one of {', '.join(kinds)} (given: {given or 'none'})")
         return self
 
 

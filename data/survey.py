@@ -102,4 +102,4 @@ def _split(name: str, domain: DomainConfig, share: float, digests: list[bytes], 
 
 
 def _source(domain: DomainConfig) -> str:
-    return domain.source or domain.indexed or ", ".join(domain.files)
+    return domain.source or domain.indexed or ", ".join(domain.packages or domain.files)

@@ -30,9 +30,31 @@ def test_stdlib_is_its_sources_and_topics_without_tests_and_packages() -> None:
     assert any(document.text.startswith('The "assert" statement') for document in topics)
 
 
-def test_shipped_section_is_valid() -> None:
-    content = load_yaml(Path(__file__).parents[2] / "configs" / "data" / "stdlib.yaml")
+def test_packages_are_their_sources_without_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file, text in {
+        "aa/__init__.py": "raise RuntimeError  # found, never imported",
+        "aa/b/c.py": "two = 2",
+        "aa/tests/test_c.py": "assert 0",
+        "aa/data.txt": "no source",
+        "zz.py": "a single file",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [document.text for document in documents("mine", DomainConfig(packages=("aa", "aa")))]
+    assert found == ["raise RuntimeError  # found, never imported", "two = 2"]
+    for name, complaint in (("zz", "no folder"), ("aa.b", "the whole package, aa"), ("nowhere_at_all", "installed")):
+        with pytest.raises(UserError, match=rf"data\.domains\.mine\.packages \({name}\).*{complaint}"):
+            source_files("mine", DomainConfig(packages=("aa", name)))
+
+
+def test_shipped_sections_are_valid() -> None:
+    folder = Path(__file__).parents[2] / "configs" / "data"
+    content = load_yaml(folder / "stdlib.yaml")
     assert validate(DataConfig, content["data"], "stdlib.yaml").domains == {"stdlib": STDLIB}
+    content = load_yaml(folder / "packages.yaml")
+    [domain] = validate(DataConfig, content["data"], "packages.yaml").domains.values()
+    assert len(source_files("packages", domain)) > 4000
 
 
 def test_files_come_sorted_once_and_byte_for_byte(tmp_path: Path) -> None:

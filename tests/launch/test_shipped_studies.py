@@ -8,7 +8,8 @@ from moescale.launch.plan import plan_study
 from moescale.launch.study_config import load_study
 from moescale.launch.study_folder import StudyFolder
 
-BASES = ("studies/evening/base.yaml", "studies/papers/base.yaml")
+BASES = ("studies/evening/base.yaml", "studies/ladder/base.yaml", "studies/papers/base.yaml")
+PARTS = {"evening": ("scaling", "sparsity", "batch"), "ladder": ("sizes", "largest", "mixtures", "batch")}
 STUDIES = sorted(str(path.relative_to(SHIPPED)) for path in (SHIPPED / "studies").rglob("*.yaml"))
 
 
@@ -35,19 +36,21 @@ def test_the_quickstart_is_as_large_as_it_says():
         assert {f"{family}-d48-3e11-s{seed}" for seed in range(5)} <= {row.name for row in scaling}
 
 
-def test_the_evening_is_the_union_of_its_parts():
-    parts = [plan(f"studies/evening/{name}.yaml").rows for name in ("scaling", "sparsity", "batch")]
-    whole = {row.name for row in plan("studies/evening.yaml").rows}
+@pytest.mark.parametrize("study", PARTS)
+def test_a_study_in_parts_is_their_union_and_none_is_long(study):
+    parts = [plan(f"studies/{study}/{name}.yaml").rows for name in PARTS[study]]
+    whole = {row.name for row in plan(f"studies/{study}.yaml").rows}
     assert whole == {row.name for rows in parts for row in rows}
     assert all(sum(row.seconds for row in rows) / 2 < 50 * 60 for rows in parts)
 
 
-def test_the_parts_of_the_evening_and_their_union_work_in_one_folder(tmp_path):
+@pytest.mark.parametrize("study", PARTS)
+def test_parts_and_their_union_work_in_one_folder(study, tmp_path):
     folder = StudyFolder(tmp_path)
-    for name in ("evening/scaling", "evening/sparsity", "evening/batch", "evening"):
-        study = load_study(SHIPPED / f"studies/{name}.yaml")
-        folder.claim(study, expand(study))
-    assert len(folder.open()[1].runs) == len(plan("studies/evening.yaml").rows)
+    for name in (*(f"{study}/{part}" for part in PARTS[study]), study):
+        shipped = load_study(SHIPPED / f"studies/{name}.yaml")
+        folder.claim(shipped, expand(shipped))
+    assert len(folder.open()[1].runs) == len(plan(f"studies/{study}.yaml").rows)
 
 
 @pytest.mark.parametrize("name", ["dense-vs-moe", "sparsity"])
