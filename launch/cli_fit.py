@@ -1,4 +1,4 @@
-"""``moescale fit`` and ``moescale predict``."""
+"""``moescale fit``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,8 @@ from .output import console, note, print_json
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs of this file."""
+    """Add the verb of this file."""
     app.command("fit")(fit)
-    app.command("predict")(predict)
 
 
 def fit(
@@ -57,25 +56,3 @@ def _mapping(text: str) -> dict[str, str]:
             raise UserError(f"--map {text!r}: {name} stands twice")
         pairs[name] = column
     return pairs
-
-
-def predict(
-    file: Annotated[Path, typer.Argument(metavar="FIT.json", help="what fit --out wrote")],
-    compute: Annotated[float | None, typer.Option(help="FLOPs: the best model for them")] = None,
-    n: Annotated[float | None, typer.Option("--n", help="parameters, as the law counts them")] = None,
-    d: Annotated[float | None, typer.Option("--d", help="training tokens")] = None,
-    e: Annotated[float | None, typer.Option("--e", help="routed experts")] = None,
-    g: Annotated[float | None, typer.Option("--g", help="granularity, 4 width / expert width")] = None,
-    s: Annotated[float | None, typer.Option("--s", help="sparsity, 1 - active / experts")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Predict a loss from a fitted law, or the best model for a compute budget."""
-    from .predict import predict_from
-    from .tables import prediction_text
-
-    given = {"n": n, "d": d, "e": e, "g": g, "s": s}
-    prediction = predict_from(file, compute, {name: value for name, value in given.items() if value is not None})
-    if as_json:
-        print_json(prediction)
-    else:
-        print(prediction_text(prediction))

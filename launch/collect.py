@@ -1,6 +1,6 @@
 """From run folders to points, fits and a report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,12 +11,16 @@ from ..scaling.findings import findings
 from ..scaling.fit import Fit
 from ..scaling.isoflop import best_loss_fits, profiles
 from ..scaling.laws import law_named
+from ..scaling.outcomes import Outcome, outcomes, write_outcomes
+from ..scaling.outcomes import as_json as outcomes_json
 from ..scaling.points import Point, point_from_record, write_points
 from ..scaling.record import RECORD, Record, read_record
+from ..scaling.register import Register
 from ..scaling.seeds import seed_noise
 from ..training.status import read_status
 from .fitting import fit_points
 from .planned import ImpossibleRun, PlannedRun
+from .predictions import COLUMN
 from .study_config import FitRequest, StudyConfig
 from .study_folder import StudyFolder
 
@@ -32,14 +36,16 @@ class Collected:
     records: dict[str, Record]
     fits: dict[str, Fit]
     warnings: list[str]
+    outcomes: list[Outcome]
 
     def headlines(self) -> list[str]:
         """The main results, a sentence each."""
-        return findings(analyse(self.points, self.records, self.fits))
+        return findings(analyse(self.points, self.records, self.fits, self.outcomes))
 
 
 def collect(folder: StudyFolder) -> Collected:
-    """Read all runs of the study in ``folder``; write ``points.csv``, ``downstream.csv`` and ``fits/``.
+    """Read all runs of the study in ``folder``; write ``points.csv``, ``downstream.csv``, ``predictions.csv`` and
+    ``fits/``.
 
     Raises:
         UserError: no study there, no run of it has started, or a record is damaged.
@@ -64,7 +70,21 @@ def collect(folder: StudyFolder) -> Collected:
             stale.unlink()
     for name, result in fits.items():
         result.save(folder.fits / f"{name}.json")
-    return Collected(study, points, records, fits, warnings)
+    return Collected(study, points, records, fits, warnings, _outcomes(folder, points, records))
+
+
+def _outcomes(folder: StudyFolder, points: Sequence[Point], records: Mapping[str, Record]) -> list[Outcome]:
+    """What the register says, beside what was measured; written as a table too."""
+    entries = Register(folder.predictions).read()
+    if not entries:
+        folder.outcomes.unlink(missing_ok=True)
+        return []
+    statuses = {name: read_status(folder.run(name)) for name in records}
+    ended = {name: status.updated for name, status in statuses.items() if status is not None and status.state == "done"}
+    hashes = {name: record.headers[-1]["scientific_hash"] for name, record in records.items()}
+    found = outcomes(entries, points, hashes, ended)
+    write_outcomes(folder.outcomes, found)
+    return found
 
 
 def provenance(collected: Collected) -> dict[str, str]:
@@ -127,7 +147,9 @@ def _fit(request: FitRequest, points: Sequence[Point]) -> Fit:
         for point in points
         if request.family in (None, point.family)
     ]
-    return fit_points(chosen, law, request.hold_out, BOOTSTRAP, 0)
+    found = fit_points(chosen, law, request.hold_out, BOOTSTRAP, 0)
+    columns = {COLUMN.format(variable): name for variable, name in request.map.items()}
+    return replace(found, conventions={**found.conventions, **columns})
 
 
 def as_json(collected: Collected, folder: StudyFolder) -> dict[str, Any]:
@@ -141,6 +163,7 @@ def as_json(collected: Collected, folder: StudyFolder) -> dict[str, Any]:
         "done": len(done),
         "failed": failed,
         "fits": {name: result.as_json() for name, result in collected.fits.items()},
+        "predictions": outcomes_json(collected.outcomes),
         "headlines": collected.headlines(),
         "warnings": collected.warnings,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import UserError
+from ..scaling.expectation import outside
 from ..scaling.fit import Fit
 from ..scaling.laws import CHINCHILLA
 
@@ -37,7 +38,7 @@ def _options(variables: Iterable[str]) -> str:
 def _optimum(result: Fit, compute: float) -> dict[str, Any]:
     optimum = {name: vars(estimate) for name, estimate in result.optimum(compute).items()}
     point = {name: float(optimum[name]["value"]) for name in ("n", "d")}
-    return {"law": result.law, "compute": compute, **optimum, "warnings": _outside(result, point)}
+    return {"law": result.law, "compute": compute, **optimum, "warnings": outside(result, point)}
 
 
 def _at(result: Fit, given: Mapping[str, float]) -> dict[str, Any]:
@@ -49,16 +50,4 @@ def _at(result: Fit, given: Mapping[str, float]) -> dict[str, Any]:
     interval = result.interval(lambda values: float(law.predict(values, arrays)[0]))
     low, high = interval or (None, None)
     loss = {"value": float(result.predict(arrays)[0]), "low": low, "high": high}
-    return {"law": result.law, **given, "loss": loss, "warnings": _outside(result, given)}
-
-
-def _outside(result: Fit, given: Mapping[str, float]) -> list[str]:
-    """Variables beyond those fitted, with the factor."""
-    warnings = []
-    for name, value in given.items():
-        low, high = result.ranges[name]
-        if not low <= value <= high:
-            factor = value / high if value > high else low / value
-            side = "above" if value > high else "below"
-            warnings.append(f"{name} = {value:.3g} is {factor:.3g} x {side} the fitted range ({low:.3g} to {high:.3g})")
-    return warnings
+    return {"law": result.law, **given, "loss": loss, "warnings": outside(result, given)}

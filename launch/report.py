@@ -28,6 +28,7 @@ def write_report(folder: StudyFolder) -> dict[str, Any]:
         fits=collected.fits,
         provenance=provenance(collected),
         warnings=collected.warnings,
+        outcomes=collected.outcomes,
     )
     summary = {**as_json(collected, folder), "report": str(folder.report)}
     write_atomically(folder.path / SUMMARY, json.dumps({"made_from": made_from, **summary}, indent=1) + "\n")

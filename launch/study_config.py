@@ -79,6 +79,17 @@ class FitRequest(BaseModel, frozen=True, extra="forbid"):
     family: str | None = Field(None, description="default: the points of all families together")
     map: dict[str, str] = Field({}, description="column of the points table for a variable of the law")
     hold_out: str | None = Field(None, description="condition on points kept out of the fit, such as c>=1e12")
+    predict: bool = Field(
+        False, description="train the runs held out last, after the register says what the fit expects of them"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.predict and self.hold_out is None:
+            raise ValueError(
+                f"fit.predict (law {self.law}): what is predicted must be held out; give hold_out, such as c>=1e12"
+            )
+        return self
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """A study on disk: ``study.yaml`` (resolved), ``runs/NAME/``, ``points.csv``, ``downstream.csv`` where runs have
-downstream tasks, ``fits/``, ``report.html``."""
+downstream tasks, ``fits/``, ``report.html``; with predictions their register ``predictions.jsonl``, the fits it uses in
+``predictions/``, and ``predictions.csv``."""
 
 import contextlib
 import fcntl
@@ -44,6 +45,16 @@ class StudyFolder:
     @property
     def fits(self) -> Path:
         return self.path / "fits"
+
+    @property
+    def predictions(self) -> Path:
+        """The register of what was predicted before it was measured."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def outcomes(self) -> Path:
+        """What was predicted beside what was measured."""
+        return self.path / "predictions.csv"
 
     @property
     def report(self) -> Path:
@@ -129,4 +140,5 @@ def state_digest(study: StudyConfig, expansion: Expansion, folder: StudyFolder) 
     for run in expansion.everything:
         status = read_status(folder.run(run.name))
         states.append([run.name, [status.state, status.step, status.attempt, status.updated] if status else None])
-    return digest([study.model_dump(mode="json"), states])
+    register = folder.predictions.read_text(encoding="utf-8") if folder.predictions.is_file() else ""
+    return digest([study.model_dump(mode="json"), states, register])

@@ -1,7 +1,7 @@
 """``study run``: what is not done yet, side by side, then points, fits and report."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from .output import note
 from .plan import plan_study
 from .plan_warnings import text_warnings
 from .planned import Expansion, ImpossibleRun, Plan, PlannedRun
-from .study_config import StudyConfig
+from .predictions import predicted_runs, register_missing
+from .study_config import FitRequest, StudyConfig
 from .study_folder import StudyFolder
+from .tables import registered_text
 
 
 def run_study(
@@ -53,8 +55,43 @@ def run_study(
         pending = [run for run in wanted if not is_done(folder.run(run.name))]
         for warning in plan.warnings if pending or plan.impossible else ():
             note(f"warning: {warning}")
-        code = _run_pending(runs, pending, plan, folder, quiet) if pending else EXIT_DONE
+        last = predicted_runs(study, expansion, plan) if only is None else {}
+        first = [run for run in pending if run.name not in last]
+        code = _run_pending(runs, first, plan, folder, quiet) if first else EXIT_DONE
+        later = [run for run in pending if run.name in last]
+        if later and code != EXIT_STOPPED:
+            code = max(code, _predict_and_run(study, expansion, runs, later, last, plan, folder, quiet))
     return EXIT_FAILED if code == EXIT_DONE and plan.impossible else code
+
+
+def _predict_and_run(
+    study: StudyConfig,
+    expansion: Expansion,
+    runs: Sequence[PlannedRun],
+    later: Sequence[PlannedRun],
+    last: Mapping[str, Sequence[FitRequest]],
+    plan: Plan,
+    folder: StudyFolder,
+    quiet: bool,
+) -> int:
+    """Train runs that laws are tested on, once the register says what the laws expect of them. Exit code.
+
+    Where a law cannot be fitted yet its runs are not started: a prediction would come too late for ever.
+    """
+    from .collect import collect
+
+    collected = collect(folder)
+    missing = sorted({request.name for run in later for request in last[run.name]} - set(collected.fits))
+    if missing:
+        for warning in collected.warnings:
+            note(f"warning: {warning}")
+        note(f"{len(later)} runs are not started: nothing predicts them ({', '.join(missing)})")
+        return EXIT_FAILED
+    for entry in register_missing(
+        folder, study, expansion, {run.name: last[run.name] for run in later}, collected.points
+    ):
+        note(registered_text(entry))
+    return _run_pending(runs, later, plan, folder, quiet)
 
 
 def _leave_to_slurm(folder: StudyFolder, expansion: Expansion) -> None:

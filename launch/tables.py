@@ -11,6 +11,7 @@ from ..base.progress import duration
 
 if TYPE_CHECKING:  # scipy takes a second, and a status needs none of it
     from ..scaling.fit import Fit
+    from .predictions import Entry
     from .slurm.states import RunState
 
 
@@ -40,6 +41,19 @@ def prediction_text(prediction: Mapping[str, Any]) -> str:
         elif name != "warnings":
             lines.append(f"{name}: {value:.5g}" if isinstance(value, float) else f"{name}: {value}")
     return "\n".join([*lines, *(f"warning: {text}" for text in prediction["warnings"])])
+
+
+def registered_text(entry: "Entry") -> str:
+    """A registered prediction, and its warnings."""
+    found = entry.prediction
+    ends = f"95 %: {found.loss.low:.4f} to {found.loss.high:.4f}"
+    lines = [
+        f"{found.run}: loss {found.loss.value:.4f} ({ends}) by {found.law}, registered in {entry.register} "
+        f"({entry.hash[:12]})"
+    ]
+    if found.after:
+        lines.append("  its loss was known already: the register says so")
+    return "\n".join([*lines, *(f"  warning: {text}" for text in found.warnings)])
 
 
 def status_table(states: Sequence["RunState"]) -> Table:

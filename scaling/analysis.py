@@ -8,6 +8,7 @@ from .downstream import Answered, Gap, answered, gaps_at_loss
 from .effects import Line, lines_along
 from .fitted import Fit
 from .gradient_noise import BatchLaw, Measured, NoiseRatio, batch_laws, measurements, noise_ratios
+from .outcomes import Outcome
 from .points import Point
 from .rates import RateCheck, rate_checks
 from .record import Record
@@ -26,6 +27,7 @@ class Analysis:
         rates: checks of the learning rate.
         answered: how runs answered downstream tasks.
         score_gaps: families against dense in these, at equal loss.
+        outcomes: registered predictions beside what was measured.
     """
 
     points: Sequence[Point]
@@ -45,6 +47,7 @@ class Analysis:
     noise_ratios: list[NoiseRatio]
     answered: list[Answered]
     score_gaps: list[Gap]
+    outcomes: Sequence[Outcome]
 
     @property
     def tests(self) -> int:
@@ -53,13 +56,19 @@ class Analysis:
         return len(self.comparisons) + len(self.pairings) + len(self.rates) + len(self.score_gaps) + steps
 
 
-def analyse(points: Sequence[Point], records: Mapping[str, Record], fits: Mapping[str, Fit]) -> Analysis:
+def analyse(
+    points: Sequence[Point],
+    records: Mapping[str, Record],
+    fits: Mapping[str, Fit],
+    outcomes: Sequence[Outcome] = (),
+) -> Analysis:
     """Analyse a study.
 
     Args:
         points: every run, failed ones too.
         records: run -> its record; may lack some.
         fits: name -> law fitted to the points.
+        outcomes: registered predictions beside what was measured.
     """
     profiles = isoflop.profiles(points)
     noise = seeds.seed_noise(points)
@@ -84,4 +93,5 @@ def analyse(points: Sequence[Point], records: Mapping[str, Record], fits: Mappin
         noise_ratios=noise_ratios(measured),
         answered=asked,
         score_gaps=gaps_at_loss(asked),
+        outcomes=outcomes,
     )

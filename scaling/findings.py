@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from . import formats
+from . import formats, outcome_report
 from .analysis import Analysis
 from .downstream import Gap
 from .effects import Line
@@ -18,6 +18,7 @@ from .seeds import Difference, SeedNoise
 def findings(study: Analysis) -> list[str]:
     """The findings, most important first."""
     further = [
+        *outcome_report.sentences(study.outcomes),
         *_paired(study),
         *_saved(study),
         *_effects("sparsity", study.sparsity),
@@ -50,7 +51,11 @@ def in_words(
 
 def warnings_of(study: Analysis) -> list[str]:
     """What the reader must know before believing the findings."""
-    return [*_future(study.points), *(_refuted(check) for check in study.rates if check.refuted)]
+    return [
+        *outcome_report.warnings(study.outcomes),
+        *_future(study.points),
+        *(_refuted(check) for check in study.rates if check.refuted),
+    ]
 
 
 def _future(points: Sequence[Point]) -> list[str]:

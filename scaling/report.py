@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import downstream_report, effect_plots, plots, run_plots
+from . import downstream_report, effect_plots, outcome_report, plots, run_plots
 from .analysis import Analysis, analyse
 from .figures import Plot
 from .findings import findings, warnings_of
 from .fitted import Fit
 from .limits import limits
+from .outcomes import Outcome
 from .page import Block, Picture, Points, Section, Terms, write_page
 from .points import Point
 from .record import Record
@@ -32,6 +33,7 @@ def write_report(
     fits: Mapping[str, Fit],
     provenance: Mapping[str, str],
     warnings: Sequence[str],
+    outcomes: Sequence[Outcome] = (),
 ) -> None:
     """Write the report of a study.
 
@@ -41,11 +43,12 @@ def write_report(
         fits: name -> law fitted to the points.
         provenance: what names the study's origin, in the order to show: code version, machine, corpus, date, ...
         warnings: what the reader must know before believing anything.
+        outcomes: registered predictions beside what was measured.
 
     Raises:
         OSError: ``path`` cannot be written; nothing is left behind.
     """
-    study = analyse(points, records, fits)
+    study = analyse(points, records, fits, outcomes)
     write_page(path, title, sections(study, provenance, warnings))
 
 
@@ -64,6 +67,7 @@ def sections(study: Analysis, provenance: Mapping[str, str], warnings: Sequence[
         _plotted(effect_plots.saving_plot(study.savings)),
         _plotted(effect_plots.effect("s", study.sparsity, study.noise)),
         _plotted(effect_plots.effect("g", study.granularity, study.noise)),
+        _plotted(outcome_report.plot(study.outcomes, points), outcome_report.blocks(study.outcomes)),
         Section("laws", "Fitted laws", law_blocks(study)),
         Section("seeds", "Seed noise", seed_blocks(study)),
         _plotted(effect_plots.rate_plot(study.rates)),
