@@ -15,8 +15,8 @@ from typing import Any
 from setuptools import setup
 
 FOLDERS = (
-    "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "checkpoint",
-    "checkpoint.convert", "training", "benchmarks", "launch", "launch.slurm",
+    "base", "compat", "parallel", "parallel.exchange", "data", "scaling", "moe", "moe.routers", "models", "models.cost",
+    "checkpoint", "checkpoint.convert", "training", "benchmarks", "launch", "launch.slurm",
 )  # fmt: skip
 SOURCES = Path(__file__).parent / "csrc"
 # The oldest torch whose stable ABI has what csrc/ uses: the library serves every newer one.

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..compat.cuda_standin import install
 from ..models.config import ModelConfig
-from ..models.cost import Workload, activation_bytes, state_bytes
+from ..models.cost.memory import Workload, activation_bytes, state_bytes
 from ..models.counts import HeldParameters, count_held, count_parameters
 from ..moe.config import MoEConfig
 from ..parallel.topology import Topology

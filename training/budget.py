@@ -1,7 +1,8 @@
 """From a budget in tokens, FLOPs or steps to a number of steps."""
 
 from ..base.errors import UserError
-from ..models.cost import Cost, Workload, estimate
+from ..models.cost.memory import Workload
+from ..models.cost.rates import Cost, estimate
 from ..models.counts import flops_per_token
 from ..parallel.topology import Topology
 from .config import RunConfig
@@ -59,6 +60,7 @@ def workload(config: RunConfig, vocab: int, topology: Topology) -> Workload:
         dtype=config.training.dtype,
         zero=config.parallel.zero,
         moments=0 if config.optimizer.impl == "sgd" else 2,
+        recompute=config.training.recompute == "full",
     )
 
 

@@ -1,7 +1,7 @@
 """The plan's memory: constants that are others', and what each pipeline stage holds."""
 
 from moescale.models.config import ModelConfig
-from moescale.models.cost import LARGEST_UNPARTITIONED_BUCKET, Workload, rank_bytes, state_bytes
+from moescale.models.cost.memory import LARGEST_UNPARTITIONED_BUCKET, Workload, rank_bytes, state_bytes
 from moescale.models.counts import HeldParameters, count_held, count_parameters
 from moescale.moe import MoEConfig
 from moescale.parallel.config import ParallelConfig

@@ -1,34 +1,14 @@
-"""What a run costs before it starts: memory of the fullest rank and wall time.
-
-Memory is counted tensor by tensor for our engine settings (ZeRO 1 with fp32 accumulation, or 0). Time on CPU comes from
-throughputs measured with ``moescale study run`` on two cores of a Xeon with AVX-512, one thread a run; other machines
-differ by a factor, so that times are for planning, not for judging.
-"""
+"""Memory of a rank, counted tensor by tensor for our engine settings (ZeRO 1 with fp32 accumulation, or 0)."""
 
 from dataclasses import dataclass
 
-import numpy as np
+from ...moe.config import MoEConfig
+from ...parallel.topology import Topology
+from ..config import ModelConfig
+from ..counts import HeldParameters, count_held, layers_of_stage
 
-from ..moe.config import MoEConfig
-from ..parallel.topology import Topology
-from .config import ModelConfig
-from .counts import HeldParameters, count_held, flops_per_token, layers_of_stage
-
-# Sustained GFLOP/s of one thread by model width, optimizer and bookkeeping included (docs/findings.md).
-_WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 512)
-_GFLOPS = (5.5, 11.0, 15.0, 20.0, 28.0, 36.0, 48.0, 55.0, 62.0)
-# Fine experts make small products: throughput of a mixture over that of a dense model of the same width.
-_MIXTURE = 0.75
 # Elements that DeepSpeed copies together to reduce them under ZeRO 0: its own default.
 LARGEST_UNPARTITIONED_BUCKET = 500_000_000
-
-
-@dataclass(frozen=True)
-class Cost:
-    """``memory_bytes`` of the fullest rank on top of what imports take; ``seconds`` of training on CPU."""
-
-    memory_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +16,7 @@ class Workload:
     """What a rank works on: sequences at once, tokens in each, steps, tokens in a global batch.
 
     ``moments``: fp32 numbers that the optimizer keeps for a parameter besides its master. ``zero``: the ZeRO stage.
+    ``recompute``: layers keep their input alone, and are computed again for the backward pass.
     """
 
     micro_batch: int
@@ -45,14 +26,12 @@ class Workload:
     dtype: str
     zero: int
     moments: int
+    recompute: bool = False
 
 
-def estimate(model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology) -> Cost:
-    """Cost of training ``work.steps`` steps."""
-    flops = flops_per_token(model, moe, vocab, work.seq).total * work.batch_tokens * work.steps
-    rate = float(np.interp(model.width, _WIDTHS, _GFLOPS)) * 1e9 * (_MIXTURE if moe is not None else 1.0)
-    memory = max(rank_bytes(model, moe, vocab, work, topology, stage) for stage in range(topology.pipeline))
-    return Cost(memory_bytes=memory, seconds=flops / rate / topology.world)
+def fullest_bytes(model: ModelConfig, moe: MoEConfig | None, vocab: int, work: Workload, topology: Topology) -> int:
+    """Memory of the fullest rank, bytes."""
+    return max(rank_bytes(model, moe, vocab, work, topology, stage) for stage in range(topology.pipeline))
 
 
 def rank_bytes(
@@ -84,17 +63,22 @@ def activation_bytes(
     common = 4 * model.width + _attention_elements(model)  # residual and normed input twice
     # Gate and up, and what the allocator holds beside for one layer at a time: measured.
     dense = 3.5 * model.ffn
-    elements = 0.0
+    held, largest = 0.0, 0.0
     for layer in layers_of_stage(model, topology, stage):
         if moe is not None and moe.is_mixture(layer):
             width = moe.width_of_expert(model.width)
             padding = moe.capacity if moe.padded and moe.capacity is not None else 1.0
             rows = moe.active * padding + moe.shared
             scores = 6 * moe.experts if moe.scored else 0
-            elements += common + rows * (2 * model.width + 3 * width) + scores
+            elements = common + rows * (2 * model.width + 3 * width) + scores
         else:
-            elements += common + dense
-    layers = elements * tokens * size / (topology.tensor if topology.sequence else 1) * _in_flight(topology, stage)
+            elements = common + dense
+        held += model.width if work.recompute else elements
+        largest = max(largest, elements)
+    held *= _in_flight(topology, stage)
+    if work.recompute:  # of one micro-batch a layer at a time is there whole
+        held += largest
+    layers = held * tokens * size / (topology.tensor if topology.sequence else 1)
     if stage < topology.pipeline - 1:
         return int(layers)
     logits = 4 * tokens * model.padded_vocab(vocab) * 4 / topology.tensor  # logits, exp, softmax, gradient: fp32
