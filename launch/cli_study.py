@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from . import cli_cluster
 from .arguments import AsJson, Overrides, StudyDirectory, StudyFile, World
 from .environment import restart_with_allocator_settings
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path | None, typer.Option(help="folder of the study; default: studies/NAME")]
 NodeRanks = Annotated[int, typer.Option(min=0, help="ranks on each node, to tell groups that reach over several")]
+ForCluster = Annotated[
+    Path | None,
+    typer.Option("--cluster", help="a cluster file, or the name of a shipped one: choose each run's layout for it"),
+]
 CheckLayout = Annotated[
     bool, typer.Option("--check-layout", help="build ranks of every layout without memory: is each parameter held once")
 ]
@@ -38,13 +42,16 @@ def register(app: typer.Typer) -> None:
 def plan(
     file: StudyFile,
     overrides: Overrides = None,
+    cluster: ForCluster = None,
     world: World = None,
     node_ranks: NodeRanks = 0,
     check_layout: CheckLayout = False,
     as_json: AsJson = False,
 ) -> None:
     """Show every run of a study with its cost, before anything starts."""
+    from .cluster_config import load_cluster
     from .expansion import expand
+    from .placing import placed
     from .plan import plan_study
     from .plan_table import render_checks
     from .plan_warnings import found_tokens, node_warnings, text_warnings
@@ -52,9 +59,16 @@ def plan(
 
     study = load_study(file, overrides)
     expansion = expand(study)
+    if cluster is not None:
+        if node_ranks:
+            raise UserError(f"--node-ranks ({node_ranks}): the cluster file says that; leave it out")
+        expansion = placed(expansion, load_cluster(cluster), world)
     planned = plan_study(study, expansion, world)
     configs = {run.name: run.config for run in expansion.runs}
-    topologies = {row.name: configs[row.name].check_layout(row.layout["world"], node_ranks) for row in planned.rows}
+    on_node = {run.name: run.choice.node_ranks if run.choice is not None else node_ranks for run in expansion.runs}
+    topologies = {
+        row.name: configs[row.name].check_layout(row.layout["world"], on_node[row.name]) for row in planned.rows
+    }
     planned = planned.warning(text_warnings(planned, expansion.runs, found_tokens(expansion.runs)))
     planned = planned.warning(node_warnings(topologies))
     checks = _check([(configs[name], topology) for name, topology in topologies.items()]) if check_layout else None
@@ -81,9 +95,10 @@ def _check(runs: "list[tuple[RunConfig, Topology]]") -> "list[LayoutCheck]":
 
 
 def _show_plan(planned: "Plan", study: "StudyConfig") -> None:
-    from .plan_table import render
+    from .plan_table import render, render_placed
 
-    console().print(render(planned))
+    on_cluster = any(row.speed is not None for row in planned.rows)
+    console().print(render_placed(planned) if on_cluster else render(planned))
     if study.lr_rule is not None:
         note(study.lr_rule.describe())
     for warning in planned.warnings:

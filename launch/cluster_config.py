@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..base.config import find_config, load_yaml, validate
+from ..models.cost.hardware import Hardware
 
 _WORD = re.compile(r"[A-Za-z0-9._@:/+,=\[\]&|*%-]+")
 _OPTION = re.compile(r"--[a-z][a-z-]*(=[A-Za-z0-9._@:/+,=\[\]&|*%-]+)?")
@@ -72,6 +73,7 @@ class ClusterConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Word
     node: NodeConfig
+    hardware: Hardware | None = Field(None, description="of a device, or of a core; planning chooses layouts by it")
     max_nodes: int = Field(1, ge=1, description="nodes of one run")
     partition: Word | None = None
     account: Word | None = None

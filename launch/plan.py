@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import psutil
 
 from ..base.errors import UserError
+from ..models.cost.rates import Cost
 from ..models.counts import count_parameters, flops_per_token
 from ..parallel.config import ParallelConfig
 from ..training.budget import cost_of, steps_of, tokens_per_step
@@ -14,8 +15,9 @@ from ..training.schedule import check_schedule
 from .branches import own_steps
 from .environment import cores
 from .expansion import shared_complaints
-from .plan_warnings import routing_warnings, runs_warnings, study_warnings
-from .planned import Expansion, ImpossibleRun, Plan, PlannedRun, PlanRow
+from .layout_choice import Choice
+from .plan_warnings import memory_warnings, routing_warnings, runs_warnings, study_warnings
+from .planned import Expansion, ImpossibleRun, Plan, PlannedRun, PlanRow, Speed
 from .study_config import StudyConfig
 from .vocabularies import Vocabularies
 
@@ -37,7 +39,11 @@ def plan_study(study: StudyConfig, expansion: Expansion, world: int | None = 1) 
     rows, refused = _plan(expansion.runs, world)
     impossible = sorted((*expansion.impossible, *refused), key=lambda run: run.name)
     _refuse_faults(study, expansion, impossible)
-    plan = _with_workers(rows, impossible, study.workers)
+    if any(row.speed is not None for row in rows):  # elsewhere: all side by side, as far as Slurm lets them
+        plan = Plan(tuple(rows), tuple(impossible), len(rows), ())
+    else:
+        plan = _with_workers(rows, impossible, study.workers)
+    plan = plan.warning(runs_warnings(plan))
     configs = {run.name: run.config for run in expansion.runs}
     return plan.warning([*expansion.warnings, *study_warnings(study, rows, [configs[row.name] for row in rows])])
 
@@ -53,7 +59,8 @@ def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None,
     rows, refused = _plan([PlannedRun(config.name, family, (), config) for family, config in runs], world)
     if refused:
         raise _nothing_possible(refused)
-    return _with_workers(rows, (), workers).warning(routing_warnings([config for _, config in runs]))
+    plan = _with_workers(rows, (), workers)
+    return plan.warning([*runs_warnings(plan), *routing_warnings([config for _, config in runs])])
 
 
 def _plan(runs: Iterable[PlannedRun], world: int | None) -> tuple[list[PlanRow], list[ImpossibleRun]]:
@@ -75,14 +82,21 @@ def smallest_world(parallel: ParallelConfig) -> int:
 
 
 def _row(run: PlannedRun, vocab: int, world: int | None) -> PlanRow:
-    config = run.config
-    topology = config.check_layout(smallest_world(config.parallel) if world is None else world)
+    config, choice = run.config, run.choice
+    if choice is not None:
+        topology = config.check_layout(choice.world, choice.node_ranks)
+    else:
+        topology = config.check_layout(smallest_world(config.parallel) if world is None else world)
     steps = steps_of(config, vocab)
     check_schedule(config, steps)
     tokens = steps * tokens_per_step(config)
     counts = count_parameters(config.model, config.moe, vocab)
     flops = flops_per_token(config.model, config.moe, vocab, config.training.seq)
-    cost = cost_of(config, vocab, topology)
+    if choice is None:
+        cost = cost_of(config, vocab, topology)
+    else:
+        cost = Cost(choice.memory_bytes, choice.step.seconds * steps)
+    seconds = cost.seconds * own_steps(config, steps) / steps
     return PlanRow(
         name=run.name,
         family=run.family,
@@ -97,7 +111,23 @@ def _row(run: PlannedRun, vocab: int, world: int | None) -> PlanRow:
         own_steps=own_steps(config, steps),
         layout=topology.describe(),
         memory_bytes=cost.memory_bytes,
-        seconds=cost.seconds * own_steps(config, steps) / steps,
+        seconds=seconds,
+        micro_batch=config.micro_batch(topology),
+        recompute=config.training.recompute == "full",
+        speed=None if choice is None else _speed(choice, seconds),
+    )
+
+
+def _speed(choice: Choice, seconds: float) -> Speed:
+    return Speed(
+        device_hours=seconds * choice.world / 3600,
+        step_seconds=choice.step.seconds,
+        mfu=choice.flops_share,
+        bound=choice.step.bound,
+        shares=choice.step.shares,
+        chosen=choice.chosen,
+        runner_up=choice.runner_up,
+        runner_up_slower=choice.slower,
     )
 
 
@@ -126,4 +156,4 @@ def _with_workers(rows: Sequence[PlanRow], impossible: Sequence[ImpossibleRun], 
         fitting = psutil.virtual_memory().available // (largest + PROCESS_BYTES)
         workers = max(min(cores(), fitting, len(rows)), 1)
     plan = Plan(tuple(rows), tuple(impossible), workers, ())
-    return plan.warning(runs_warnings(plan))
+    return plan.warning(memory_warnings(plan))

@@ -32,12 +32,17 @@ def runs_warnings(plan: Plan) -> list[str]:
             f"{_runs(few, 'has', 'have')} fewer than {FEW_STEPS} steps: {_some(few)}; give them a larger budget or a "
             "smaller training.batch"
         )
-    available = psutil.virtual_memory().available
-    if plan.memory_bytes > available:
-        together = f"{plan.workers} runs side by side need" if plan.workers > 1 else "the largest run needs"
-        advice = "lower workers" if plan.workers > 1 else "lower training.micro_batch, or the study's scale"
-        warnings.append(f"{together} about {memory(plan.memory_bytes)} and {memory(available)} are available; {advice}")
     return warnings
+
+
+def memory_warnings(plan: Plan) -> list[str]:
+    """About runs that are to be done here."""
+    available = psutil.virtual_memory().available
+    if plan.memory_bytes <= available:
+        return []
+    together = f"{plan.workers} runs side by side need" if plan.workers > 1 else "the largest run needs"
+    advice = "lower workers" if plan.workers > 1 else "lower training.micro_batch, or the study's scale"
+    return [f"{together} about {memory(plan.memory_bytes)} and {memory(available)} are available; {advice}"]
 
 
 def routing_warnings(configs: Sequence[RunConfig]) -> list[str]:

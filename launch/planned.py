@@ -5,11 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..training.config import RunConfig
+from .layout_choice import Choice
 
 
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of a study. ``config.name`` equals ``name``, which is also the name of the run's folder.
+
+    ``choice`` is the layout that was chosen for a cluster, which ``config`` then has.
 
     ``check`` is empty, or ``lr`` for a run that only shows how good the learning-rate rule is. ``trunk`` names the run
     that this one branches from, if any.
@@ -21,6 +24,7 @@ class PlannedRun:
     config: RunConfig
     check: str = ""
     trunk: str = ""
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,30 @@ class Expansion:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a run is expected to be on a cluster.
+
+    Attributes:
+        device_hours: devices (cores, where there are none) times hours.
+        mfu: model FLOPs over the devices' peak.
+        bound: what takes most of a step; ``shares`` has all of it.
+        chosen: dotted keys that were left open, and what was chosen.
+        runner_up: the next best sizes, whose step is longer by ``runner_up_slower``, 0.1: a tenth.
+    """
+
+    device_hours: float
+    step_seconds: float
+    mfu: float
+    bound: str
+    shares: dict[str, float]
+    chosen: dict[str, Any]
+    runner_up: str
+    runner_up_slower: float
+
+
+@dataclass(frozen=True)
 class PlanRow:
-    """One run. Tokens and FLOPs are those of whole steps.
+    """One run. Tokens and FLOPs are those of whole steps; ``speed`` is known on a cluster.
 
     They describe the model; ``own_steps`` is how many of its steps this run trains, fewer for a branch of ``trunk``.
     ``memory_bytes`` (on top of what imports take) and ``seconds`` of the own steps are estimates. ``check`` as in
@@ -74,6 +100,9 @@ class PlanRow:
     layout: dict[str, int]
     memory_bytes: int
     seconds: float
+    micro_batch: int
+    recompute: bool
+    speed: Speed | None = None
 
     @property
     def own_flops(self) -> float:
@@ -102,7 +131,7 @@ class Plan:
         return sum(sorted((row.memory_bytes for row in self.rows), reverse=True)[: self.workers])
 
     def as_json(self) -> dict[str, Any]:
-        totals = {
+        totals: dict[str, Any] = {
             "runs": len(self.rows),
             "tokens": sum(row.tokens * row.own_steps // row.steps for row in self.rows),
             "flops": sum(row.own_flops for row in self.rows),
@@ -110,6 +139,9 @@ class Plan:
             "memory_bytes": self.memory_bytes,
             "seconds": self.seconds,
         }
+        hours = [row.speed.device_hours for row in self.rows if row.speed is not None]
+        if hours:
+            totals["device_hours"] = sum(hours)
         return {
             "runs": [asdict(row) for row in self.rows],
             "impossible": [{"name": run.name, "reason": run.reason} for run in self.impossible],

@@ -1,5 +1,7 @@
 """From a budget in tokens, FLOPs or steps to a number of steps."""
 
+from dataclasses import replace
+
 from ..base.errors import UserError
 from ..models.cost.memory import Workload
 from ..models.cost.rates import Cost, estimate
@@ -52,10 +54,15 @@ def steps_of(config: RunConfig, vocab: int) -> int:
 
 def workload(config: RunConfig, vocab: int, topology: Topology) -> Workload:
     """What each rank of the run works on."""
+    return replace(workload_of_step(config, topology), steps=steps_of(config, vocab))
+
+
+def workload_of_step(config: RunConfig, topology: Topology) -> Workload:
+    """What each rank works on in one step."""
     return Workload(
         micro_batch=config.micro_batch(topology),
         seq=config.training.seq,
-        steps=steps_of(config, vocab),
+        steps=1,
         batch_tokens=tokens_per_step(config),
         dtype=config.training.dtype,
         zero=config.parallel.zero,

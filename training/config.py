@@ -235,6 +235,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         content = self._content(exclude={*UNSCIENTIFIC, "name"})
         content["data"].pop("path")
         content["training"].pop("micro_batch")
+        content["training"]["recompute"] = "none"  # it changes no result; older hashes hold the key
         content["schedule"].pop("branches")  # which checkpoints a trunk keeps
         return digest(content)
 

@@ -8,13 +8,9 @@ from ...base.errors import UserError
 from ...base.progress import memory
 from ...training.config import RunConfig
 from ..cluster_config import ClusterConfig
+from ..cluster_fit import GIB, cores_of_rank, host_bytes, node_room, nodes_of, ranks_on_node
 from ..planned import PlannedRun, PlanRow
 
-_GIB = 1 << 30
-# What imports of torch, DeepSpeed and Megatron leave in a process: 0.6 to 0.8 GB on CPU.
-_IMPORTED = _GIB
-# The plan counts tensors; allocators and libraries need room beside them.
-_MARGIN = 1.5
 _SHOWN = 20  # complaints
 
 
@@ -61,22 +57,11 @@ def shape_of(config: RunConfig, row: PlanRow, cluster: ClusterConfig, least_mb: 
     Raises:
         UserError: the run does not fit the cluster's nodes; says by how much, and what to change.
     """
-    node, world = cluster.node, row.layout["world"]
-    cores = node.cores // node.devices if node.devices else config.runtime.threads or 1
-    room = node.devices or node.cores // cores
-    if room == 0:
-        raise UserError(
-            f"{row.name}: runtime.threads ({cores}) exceeds node.cores ({node.cores}) of cluster {cluster.name}"
-        )
-    ranks = next(n for n in range(min(world, room), 0, -1) if world % n == 0)  # torchrun starts as many on each node
-    nodes = world // ranks
-    if nodes > cluster.max_nodes:
-        raise UserError(
-            f"{row.name}: {world} ranks, {ranks} a node, need {nodes} nodes and max_nodes of cluster {cluster.name} is "
-            f"{cluster.max_nodes}; raise it, or give the run fewer ranks"
-        )
+    node, world, threads = cluster.node, row.layout["world"], config.runtime.threads
+    cores = cores_of_rank(cluster, threads)
+    ranks = ranks_on_node(world, node_room(cluster, threads, row.name))  # torchrun starts as many on each node
     return Shape(
-        nodes=nodes,
+        nodes=nodes_of(world, ranks, cluster, row.name),
         ranks=ranks,
         cores=max(cores, 1),
         memory_mb=min(max(_memory_mb(row, ranks, cluster), least_mb), _whole_mb(cluster)),
@@ -93,20 +78,20 @@ def _memory_mb(row: PlanRow, ranks: int, cluster: ClusterConfig) -> int:
     """Host memory of the ranks on a node: their share of a node with devices, else what the plan expects of them."""
     node, whole = cluster.node, _whole_mb(cluster)
     if node.device_memory_gb is not None:
-        if row.memory_bytes > node.device_memory_gb * _GIB:
+        if row.memory_bytes > node.device_memory_gb * GIB:
             raise UserError(
                 f"{row.name}: a rank needs about {memory(row.memory_bytes)} and node.device_memory_gb of cluster "
                 f"{cluster.name} is {node.device_memory_gb:g}; raise parallel.tensor, pipeline or expert, or lower "
                 "training.micro_batch"
             )
         return whole * ranks // node.devices
-    expected = ranks * (row.memory_bytes * _MARGIN + _IMPORTED)
+    expected = host_bytes(row.memory_bytes, ranks)
     if expected > whole << 20:
         raise UserError(
             f"{row.name}: {ranks} ranks on a node need about {memory(expected)} and node.memory_gb of cluster "
             f"{cluster.name} is {node.memory_gb:g}; lower training.micro_batch, or spread the run with --world"
         )
-    steps = 2 ** math.ceil(math.log2(expected / _GIB))  # few sizes, so that runs share arrays
+    steps = 2 ** math.ceil(math.log2(expected / GIB))  # few sizes, so that runs share arrays
     return steps * 1024
 
 

@@ -11,7 +11,6 @@ import yaml
 from ... import data
 from ...base.errors import UserError
 from ...base.files import digest, write_atomically
-from ...scaling.record import RECORD
 from ...training.config import CONFIG
 from ...training.status import read_status, write_status
 from ..cluster_config import ClusterConfig, load_cluster
@@ -155,10 +154,11 @@ def submit(submission: Submission, folder: StudyFolder) -> dict[str, int]:
 
 
 def _make_ready(folder: Path, run: PlannedRun) -> None:
-    """Give a run its folder: its configuration, and a status that says it is to be done."""
-    if not (folder / RECORD).exists():
-        content = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
-        write_atomically(folder / CONFIG, content)
+    """Give a run its folder: its configuration, and a status that says it is to be done.
+
+    What was begun elsewhere goes on in the layout chosen here; the caller's claim saw to it that it is the same run.
+    """
+    write_atomically(folder / CONFIG, yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False))
     status = read_status(folder)
     step, total, attempt = (status.step, status.steps_total, status.attempt) if status else (0, 0, 0)
     write_status(folder, "pending", reason="submitted", step=step, steps_total=total, attempt=attempt)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ...base.errors import UserError
 from ..cluster_config import ClusterConfig
 from ..failure import is_memory
+from ..placing import placed
 from ..plan import plan_study
 from ..planned import Expansion, Plan
 from ..study_config import StudyConfig
@@ -34,6 +35,7 @@ def submit_study(
     Raises:
         UserError: the study, the cluster or the folder is wrong, or Slurm refuses.
     """
+    expansion = _on(cluster, expansion, world)
     plan = plan_study(study, expansion, world)
     return _carry_out(plan, study, expansion, folder, cluster, world, dry, lambda state: state.to_submit)
 
@@ -46,8 +48,14 @@ def resubmit_study(folder: StudyFolder, cluster: ClusterConfig, dry: bool) -> Re
     """
     study, expansion = folder.open()
     world = Journal(folder.path).world()
+    expansion = _on(cluster, expansion, world)
     plan = plan_study(study, expansion, world)
     return _carry_out(plan, study, expansion, folder, cluster, world, dry, lambda state: state.to_resubmit)
+
+
+def _on(cluster: ClusterConfig, expansion: Expansion, world: int | None) -> Expansion:
+    """The layouts that ``study plan --cluster`` shows; those of the files where nobody knows the cluster's hardware."""
+    return expansion if cluster.hardware is None else placed(expansion, cluster, world)
 
 
 def _carry_out(
