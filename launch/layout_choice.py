@@ -7,7 +7,6 @@ from typing import Any
 from ..base.errors import UserError
 from ..base.progress import memory
 from ..models.cost.hardware import Hardware
-from ..models.cost.memory import Workload, fullest_bytes
 from ..models.cost.step import StepModel, StepTime
 from ..parallel.topology import Topology
 from ..training.budget import workload_of_step
@@ -149,7 +148,7 @@ class LayoutChooser:
             if _is_legal(alike[-1], config, world):
                 laid_out = alike[-1].applied_to(config)
                 topology = Topology.build(laid_out.parallel, world)
-                sizes.append(_needed(model, workload_of_step(laid_out, topology), topology))
+                sizes.append(model.memory(workload_of_step(laid_out, topology), topology))
         return min(sizes, default=None)
 
 
@@ -162,7 +161,7 @@ def _timed(
         if option.recompute and fits:
             return
         work = workload_of_step(option.applied_to(config), topology)
-        needed = _needed(model, work, topology)
+        needed = model.memory(work, topology)
         if needed <= limit:
             fits = True
             yield _Found(option, topology, needed, model.time(work, topology))
@@ -197,10 +196,6 @@ def sizes_of(topology: Topology) -> str:
         "DP": topology.data,
     }  # fmt: skip
     return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1 rank"
-
-
-def _needed(model: StepModel, work: Workload, topology: Topology) -> int:
-    return fullest_bytes(model.model, model.moe, model.vocab, work, topology)
 
 
 def _is_legal(option: Option, config: RunConfig, world: int) -> bool:

@@ -135,20 +135,25 @@ def layers_of_stage(model: ModelConfig, topology: Topology, stage: int) -> list[
     return [layer for chunk in range(topology.virtual_stages) for layer in topology.layers(rank, chunk, model.layers)]
 
 
+def kinds_of_stage(model: ModelConfig, moe: MoEConfig | None, topology: Topology, stage: int) -> tuple[int, int]:
+    """How many layers of a pipeline stage are dense, and how many are mixtures."""
+    layers = layers_of_stage(model, topology, stage)
+    mixtures = 0 if moe is None else sum(map(moe.is_mixture, layers))
+    return len(layers) - mixtures, mixtures
+
+
 def count_held(model: ModelConfig, moe: MoEConfig | None, vocab: int, topology: Topology, stage: int) -> HeldParameters:
     """Parameters on each rank of a pipeline stage: all its ranks hold equally many."""
     width, ranks = model.width, topology.tensor
     norms = _attention_norms(model) // (ranks if model.qk_norm == "full" else 1)
     attention = (_cut_matrices(model) + _attention_biases(model)) // ranks + _whole_matrices(model) + norms
-    dense = expert = 0
-    for layer in layers_of_stage(model, topology, stage):
-        dense += attention + 2 * width
-        if moe is not None and moe.is_mixture(layer):
-            # Every tensor rank holds the whole router and the whole of the shared experts.
-            dense += (width * moe.experts if moe.scored else 0) + moe.shared * _expert(model, moe)
-            expert += moe.experts // topology.expert * _expert(model, moe)
-        else:
-            dense += 3 * width * model.ffn // ranks
+    plain, mixtures = kinds_of_stage(model, moe, topology, stage)
+    dense = (plain + mixtures) * (attention + 2 * width) + plain * (3 * width * model.ffn // ranks)
+    expert = 0
+    if moe is not None:
+        # Every tensor rank holds the whole router and the whole of the shared experts.
+        dense += mixtures * ((width * moe.experts if moe.scored else 0) + moe.shared * _expert(model, moe))
+        expert = mixtures * (moe.experts // topology.expert) * _expert(model, moe)
     vocabulary = model.padded_vocab(vocab) * width // ranks
     first, last = stage == 0, stage == topology.pipeline - 1
     copies = int(first) + int(last and (not model.tied or not first))  # a tied head is a copy on a stage of its own

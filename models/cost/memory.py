@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ...moe.config import MoEConfig
 from ...parallel.topology import Topology
 from ..config import ModelConfig
-from ..counts import HeldParameters, count_held, layers_of_stage
+from ..counts import HeldParameters, count_held, kinds_of_stage
 
 # Elements that DeepSpeed copies together to reduce them under ZeRO 0: its own default.
 LARGEST_UNPARTITIONED_BUCKET = 500_000_000
@@ -62,22 +62,18 @@ def activation_bytes(
     tokens = work.micro_batch * work.seq
     common = 4 * model.width + _attention_elements(model)  # residual and normed input twice
     # Gate and up, and what the allocator holds beside for one layer at a time: measured.
-    dense = 3.5 * model.ffn
-    held, largest = 0.0, 0.0
-    for layer in layers_of_stage(model, topology, stage):
-        if moe is not None and moe.is_mixture(layer):
-            width = moe.width_of_expert(model.width)
-            padding = moe.capacity if moe.padded and moe.capacity is not None else 1.0
-            rows = moe.active * padding + moe.shared
-            scores = 6 * moe.experts if moe.scored else 0
-            elements = common + rows * (2 * model.width + 3 * width) + scores
-        else:
-            elements = common + dense
-        held += model.width if work.recompute else elements
-        largest = max(largest, elements)
+    dense = common + 3.5 * model.ffn
+    mixture = 0.0
+    if moe is not None:
+        width = moe.width_of_expert(model.width)
+        padding = moe.capacity if moe.padded and moe.capacity is not None else 1.0
+        rows = moe.active * padding + moe.shared
+        mixture = common + rows * (2 * model.width + 3 * width) + (6 * moe.experts if moe.scored else 0)
+    plain, mixtures = kinds_of_stage(model, moe, topology, stage)
+    held = (plain + mixtures) * model.width if work.recompute else plain * dense + mixtures * mixture
     held *= _in_flight(topology, stage)
     if work.recompute:  # of one micro-batch a layer at a time is there whole
-        held += largest
+        held += max(dense if plain else 0, mixture if mixtures else 0)
     layers = held * tokens * size / (topology.tensor if topology.sequence else 1)
     if stage < topology.pipeline - 1:
         return int(layers)

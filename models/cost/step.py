@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from ...moe.config import MoEConfig
 from ...parallel.topology import Topology
 from ..config import ModelConfig
-from ..counts import HeldParameters, count_held, flops_per_token, layers_of_stage
+from ..counts import HeldParameters, count_held, flops_per_token, kinds_of_stage
 from .hardware import Hardware
 from .layer import Part, Pass, Place, head_pass, layer_pass, ring_seconds, total
-from .memory import Workload
+from .memory import Workload, activation_bytes, state_bytes
 from .products import BYTES
 
 # Bytes moved for a parameter that a rank updates: gradient, master and two moments read, the latter three written (28),
@@ -52,6 +52,7 @@ class StepModel:
     vocab: int
     hardware: Hardware
     _layers: dict[object, tuple[Pass, Pass, Pass]] = field(default_factory=dict, init=False)
+    _layers_of: dict[tuple[int, int], list[tuple[int, int, bool]]] = field(default_factory=dict, init=False)
     _held: dict[object, list[HeldParameters]] = field(default_factory=dict, init=False)
 
     def time(self, work: Workload, topology: Topology) -> StepTime:
@@ -61,15 +62,16 @@ class StepModel:
         (2104.04473, section 2.2). The slowest stage sets the pace; filling and draining take the mean.
         """
         place = Place(topology, self.hardware, work.dtype, work.micro_batch * work.seq, work.seq)
-        stages = [self._stage(place, work, stage) for stage in range(topology.pipeline)]
-        slowest = max(stages, key=lambda parts: sum(parts.values()))
+        kinds = self._kinds(topology)
+        known = {kind: self._stage(place, work, *kind) for kind in dict.fromkeys(kinds)}
+        slowest = max(known.values(), key=lambda parts: sum(parts.values()))
         count = work.batch_tokens // (place.tokens * topology.data)
         parts = {part: count * seconds for part, seconds in slowest.items()}
-        mean = sum(sum(stage.values()) for stage in stages) / len(stages)
+        mean = sum(sum(known[kind].values()) for kind in kinds) / len(kinds)
         parts["pipeline bubble"] = (topology.pipeline - 1) / topology.virtual_stages * mean
         parts["pipeline messages"] = count * self._messages(place)
         parts["gradient reduction"] = self._reduction(place, work)
-        parts["optimizer"] = max(self._optimizer(held, work, topology) for held in self._holdings(topology))
+        parts["optimizer"] = max(self._optimizer(held, work, topology) for held in set(self._holdings(topology)))
         return StepTime({part: seconds for part, seconds in parts.items() if seconds > 0})
 
     def flops_share(self, work: Workload, topology: Topology, seconds: float) -> float:
@@ -77,17 +79,33 @@ class StepModel:
         flops = flops_per_token(self.model, self.moe, self.vocab, work.seq).total * work.batch_tokens
         return flops / (seconds * topology.world * self.hardware.flops(work.dtype))
 
-    def _stage(self, place: Place, work: Workload, stage: int) -> dict[Part, float]:
+    def memory(self, work: Workload, topology: Topology) -> int:
+        """Memory of the fullest rank, bytes, as `memory.fullest_bytes`."""
+        return max(
+            state_bytes(held, work, topology)
+            + activation_bytes(self.model, self.moe, self.vocab, work, topology, stage)
+            for stage, held in enumerate(self._holdings(topology))
+        )
+
+    def _kinds(self, topology: Topology) -> list[tuple[int, int, bool]]:
+        """Of each stage: its dense layers, its mixtures, whether it is the last."""
+        key = (topology.pipeline, topology.virtual_stages)
+        if key not in self._layers_of:
+            last = topology.pipeline - 1
+            self._layers_of[key] = [
+                (*kinds_of_stage(self.model, self.moe, topology, stage), stage == last) for stage in range(last + 1)
+            ]
+        return self._layers_of[key]
+
+    def _stage(self, place: Place, work: Workload, plain: int, mixtures: int, last: bool) -> dict[Part, float]:
         """One micro-batch through a stage, forward and backward."""
         dense, mixture, head = self._passes(place)
-        layers = layers_of_stage(self.model, place.topology, stage)
-        mixtures = sum(self.moe is not None and self.moe.is_mixture(layer) for layer in layers)
-        forward = total([_times(dense.forward, len(layers) - mixtures), _times(mixture.forward, mixtures)])
-        backward = total([_times(dense.backward, len(layers) - mixtures), _times(mixture.backward, mixtures)])
+        forward = total([_times(dense.forward, plain), _times(mixture.forward, mixtures)])
+        backward = total([_times(dense.backward, plain), _times(mixture.backward, mixtures)])
         whole = total([forward, backward])
         if work.recompute:
             whole["recomputation"] = sum(forward.values())
-        if stage == place.topology.pipeline - 1:
+        if last:
             whole = total([whole, head.forward, head.backward])
         return whole
 
@@ -128,7 +146,7 @@ class StepModel:
         topology, hardware = place.topology, place.hardware
         passes = (3 if work.zero else 2) * BYTES[work.dtype]
         stride = topology.tensor if topology.experts_on_all_tensor_ranks else 1
-        held = self._holdings(topology)
+        held = set(self._holdings(topology))
         data = place.inside(topology.data, topology.tensor)
         replicas = place.inside(topology.expert_data, topology.expert * stride)
         return max(
