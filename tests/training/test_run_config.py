@@ -193,6 +193,7 @@ UNSCIENTIFIC: list[dict[str, Any]] = [
     {"name": "other"},
     {"data": {"path": "/elsewhere"}},
     {"training": {"micro_batch": 2}},
+    {"training": {"recompute": "full"}},
 ]
 SCIENTIFIC: list[dict[str, Any]] = [
     {"model": {"qk_norm": "head"}},
