@@ -12,6 +12,7 @@ from moescale.parallel.config import ParallelConfig
 from moescale.parallel.topology import Topology
 
 BRIDGE = "Megatron-Bridge, docs/performance-summary-archive.md"
+BRIDGE_NEWER = "Megatron-Bridge, performance-summary of 2026; layout of qwen3_30b_a3b_pretrain_16gpu_h100_fp8cs_config"
 AUTOMODEL = "NeMo AutoModel, docs/performance-summary.md"
 MCORE = "Megatron-Core, megatron/core/transformer/moe/README.md"
 PTDP = "2104.04473, table 1"
@@ -116,6 +117,8 @@ PUBLISHED = [
               8, {"expert": 8}, tokens=22_898, differs="parameters sharded by FSDP, DeepEP"),
     Published("Qwen3 30B-A3B", BRIDGE, "H100 FP8", QWEN_30B, QWEN_MOE, 151_936, 4096, 1024, 1, 16,
               {"pipeline": 2, "virtual_stages": 12, "expert": 8}, tokens=5_113),
+    Published("Qwen3 30B-A3B", BRIDGE_NEWER, "H100 FP8", QWEN_30B, QWEN_MOE, 151_936, 4096, 1024, 1, 16, {"expert": 16},
+              tokens=8_826, differs="batch and micro-batch not given (1,024 and 1 taken)"),
     Published("GPT-OSS 120B", BRIDGE, "H100", OSS_120B, OSS_MOE, 201_088, 4096, 1280, 1, 64,
               {"pipeline": 4, "expert": 8}, tokens=5_993, differs="half of its layers attend to 128 tokens"),
     Published("Qwen3 235B-A22B", BRIDGE, "H100 FP8", QWEN_235B, QWEN_MOE | {"expert_width": 1536}, 151_936, 4096, 8192,
