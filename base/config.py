@@ -4,71 +4,52 @@ Every section of a configuration is a frozen pydantic model with ``extra="forbid
 uses it. This module reads files into plain dictionaries and turns pydantic's complaints into `UserError`.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from .complaints import brief, explain, wrong_numbers
 from .errors import UserError
+from .yaml_text import parse_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 SHIPPED = Path(__file__).parent.parent / "configs"
+_LARGEST_FILE = 4 << 20  # bytes; reading YAML takes seconds for every one of them
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e11 as text and merges duplicate keys silently: neither is what a user means."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Deep merge of two dictionaries; lists and scalars of ``over`` replace those of ``base``.
 
+    Args:
+        where: stands before keys in errors.
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # "<<": own keys win over merged ones, which is its purpose
-            continue
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """Parse YAML text; ``origin`` names it in errors."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge of two dictionaries; lists and scalars of ``over`` replace those of ``base``."""
+    Raises:
+        UserError: ``over`` has keys for a section that is none in ``base``.
+    """
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
+        there = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            merged[key] = merge(there, value, f"{where}{key}.")
+        elif isinstance(value, Mapping) and there is not None:
+            raise UserError(f"{where}{key} ({brief(there)}): a section of keys with values is expected")
         else:
             merged[key] = value
     return merged
 
 
-def find_config(name: str, folder: Path) -> Path:
-    """``name`` beside the file that mentions it, else among the shipped ``configs/``."""
+def find_config(name: str, folder: Path, asked_by: str = "") -> Path:
+    """``name`` beside the file that mentions it, else among the shipped ``configs/``.
+
+    Raises:
+        UserError: neither; it starts with ``asked_by``, which says where the name stands.
+    """
     for candidate in (folder / name, SHIPPED / name):
         if candidate.is_file():
             return candidate
-    raise UserError(f"{name}: no such file in {folder} or in the shipped configs")
+    raise UserError(f"{asked_by}{name}: no such file in {folder} or in the shipped configs")
 
 
 def load_yaml(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -78,11 +59,8 @@ def load_yaml(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         UserError: missing, unreadable or malformed file, or a circle of ``extends``.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    content = parse_yaml(text, str(path)) or {}
+    content = parse_yaml(_read(path), str(path))
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of keys to values is expected, not a {type(content).__name__}")
     parents = content.pop("extends", [])
@@ -91,11 +69,23 @@ def load_yaml(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in (*_chain, resolved))}")
     parents = [parents] if isinstance(parents, str) else parents
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
-        raise UserError(f"{path}: extends ({parents!r}): a file name or a list of file names is expected")
+        raise UserError(f"{path}: extends ({brief(parents)}): a file name or a list of file names is expected")
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = merge(merged, load_yaml(find_config(parent, path.parent), (*_chain, resolved)))
+        merged = merge(merged, load_yaml(find_config(parent, path.parent, f"{path}: extends: "), (*_chain, resolved)))
     return merge(merged, content)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)  # /dev/zero has no end
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if len(content) > _LARGEST_FILE:
+        raise UserError(f"{path}: larger than {_LARGEST_FILE >> 20} MiB; a configuration in YAML is expected")
+    return text
 
 
 def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -113,33 +103,10 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[s
 
 def validate(model: type[Model], content: Mapping[str, Any], origin: str) -> Model:
     """Build ``model`` from a dictionary, or say in a `UserError` which fields are wrong and what to write."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        lines = [_explain(model, problem) for problem in error.errors()]
-        raise UserError("\n".join(f"{origin}: {line}" for line in dict.fromkeys(lines))) from None
-
-
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    field = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(model, problem["loc"][:-1]), n=1)
-        return f"{field}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
-    if problem["type"] == "missing":
-        return f"{field}: required and not given"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return message  # our own checks name their fields themselves
-    return f"{field} ({problem['input']!r}): {message[0].lower()}{message[1:]}"
-
-
-def _names_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Field names of the (sub)model at a location inside ``model``."""
-    current: Any = model
-    for part in location:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
-            return []
-        annotation = current.model_fields[part].annotation
-        options = (annotation, *get_args(annotation))
-        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return list(current.model_fields) if current is not None else []
+    lines = list(wrong_numbers(model, content))
+    if not lines:
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            lines = [explain(model, problem) for problem in error.errors()]
+    raise UserError("\n".join(f"{origin}: {line}" for line in dict.fromkeys(lines)))

@@ -10,6 +10,7 @@ from .branches import branch
 from .combinations import Combination, combinations
 from .lr_check import learning_rate_checks
 from .naming import naming_keys, run_name
+from .places import written_as
 from .planned import Expansion, ImpossibleRun, PlannedRun
 from .run_keys import Content
 from .scale import StudyScale
@@ -39,7 +40,8 @@ def expand(study: StudyConfig) -> Expansion:
         tried = [_try(study, keys, combination, scale) for combination in members]
         failed = [found for found in tried if isinstance(found, ImpossibleRun)]
         if len(failed) == len(tried) and (faults := shared_complaints(failed)):
-            raise UserError("\n".join(f"{members[0]}: {fault}" for fault in faults))
+            where = [written_as(study, members[0], fault) for fault in faults]
+            raise UserError("\n".join(f"{members[0]}: {fault}{w}" for fault, w in zip(faults, where, strict=True)))
         candidates += [found for found in tried if isinstance(found, Candidate)]
         impossible += failed
     runs = branch(study, share(candidates))
@@ -70,7 +72,7 @@ def _try(
     try:
         content = scale.shrink(content)
         optimizer = content.get("optimizer")
-        by_rule = rule is not None and not (isinstance(optimizer, dict) and optimizer.get("lr") is not None)
+        by_rule = rule is not None and (optimizer is None or optimizer.get("lr") is None)
         if rule is not None and by_rule:
             content = merge(content, {"optimizer": {"lr": rule.base_lr}})
         config = validate(RunConfig, {**content, "name": study.name}, origin)

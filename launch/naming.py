@@ -10,6 +10,7 @@ from .study_config import GroupConfig, keys_of
 
 # Always part of a run's name, so that a new axis in one group renames no run of another.
 _ALWAYS_NAMED = ("model.shape", "training.flops", "training.tokens", "training.steps", "training.seed")
+_LARGEST = 10**100  # whole numbers beyond this are in no run
 _SHORT = {
     "optimizer.lr": "lr",
     "training.batch": "b",
@@ -49,7 +50,7 @@ def _budget(content: Content) -> str:
     for key, unit in (("training.flops", ""), ("training.tokens", "tok")):
         amount = value_at(content, key)
         if amount is not None:
-            return (number(float(amount)) if isinstance(amount, int | float) else _text(amount)) + unit
+            return _text(float(amount) if isinstance(amount, int) and abs(amount) < _LARGEST else amount) + unit
     return f"{_text(value_at(content, 'training.steps'))}steps"
 
 
@@ -57,8 +58,10 @@ def _text(value: Any) -> str:
     """A value as part of a file name."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    if isinstance(value, int | float):
-        return number(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, int) and abs(value) < _LARGEST:
+        return str(value)
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._+]+", value):
         return value
     try:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..base.complaints import brief
 from ..base.errors import UserError
 
 Content = Mapping[str, Any]
+_LONGEST = 60  # characters of a text that is shown whole
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -82,7 +84,9 @@ def shown(values: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) and len(value) <= _LONGEST else brief(value)
 
 
 def _values_of(rule: Mapping[str, Any], contents: Sequence[Content]) -> str:

@@ -6,6 +6,7 @@ shrink. Sequence length, mixtures and schedule stay.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -133,7 +134,7 @@ def _positive_at(content: Content, key: str) -> float:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 @cache

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..base.config import apply_overrides, find_config, load_yaml, merge, parse_yaml, validate
+from ..base.complaints import brief
+from ..base.config import apply_overrides, find_config, load_yaml, merge, validate
 from ..base.errors import UserError
-from ..training.config import BUDGETS
+from ..base.yaml_text import parse_yaml
+from ..training.config import BUDGETS, RunConfig
 
 # Families and studies name folders and files.
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
@@ -110,7 +112,9 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        _check_sections("run", self.run)
         for name, group in self.groups.items():
+            _check_sections(f"groups.{name}.set", group.set)
             _check_group(f"groups.{name}", group)
         optimizer = self.run.get("optimizer")
         given = optimizer.get("lr") if isinstance(optimizer, dict) else None
@@ -130,6 +134,13 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
 def keys_of(axis: str) -> list[str]:
     """Dotted keys of an axis of ``grid``."""
     return [key.strip() for key in axis.split(",")]
+
+
+def _check_sections(where: str, content: dict[str, Any]) -> None:
+    """Else keys of a group would take the place of what is no section."""
+    for key in RunConfig.model_fields.keys() & content.keys() - {"name"}:
+        if not isinstance(content[key], dict | None):
+            raise ValueError(f"{where}.{key} ({brief(content[key])}): a section of keys with values is expected")
 
 
 def _check_group(where: str, group: GroupConfig) -> None:
@@ -162,7 +173,7 @@ def _check_axis(where: str, keys: int, values: list[Any]) -> None:
         raise ValueError(f"{where}: has no values")
     for value in values:
         if keys > 1 and not (isinstance(value, list) and len(value) == keys):
-            raise ValueError(f"{where}: {value!r} must be a list of {keys} values, one for each key")
+            raise ValueError(f"{where}: {brief(value)} must be a list of {keys} values, one for each key")
 
 
 def load_study(path: Path, overrides: list[str] | None = None) -> StudyConfig:
@@ -202,8 +213,8 @@ def _resolve_extends(run: dict[str, Any], path: Path) -> dict[str, Any]:
     parents = run["extends"]
     names = [parents] if isinstance(parents, str) else parents
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: run.extends ({parents!r}): a file name or a list of them is expected")
+        raise UserError(f"{path}: run.extends ({brief(parents)}): a file name or a list of them is expected")
     merged: dict[str, Any] = {}
     for name in names:
-        merged = merge(merged, load_yaml(find_config(name, path.parent)))
+        merged = merge(merged, load_yaml(find_config(name, path.parent, f"{path}: run.extends: ")))
     return merge(merged, {key: value for key, value in run.items() if key != "extends"})

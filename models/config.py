@@ -19,10 +19,10 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """
 
     shape: str | None = Field(None, description="rung of the ladder, such as d64 or 1.4B")
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=10_000)
     width: int = Field(ge=8, multiple_of=8, description="model width D")
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1, description="key/value heads; default: heads")
+    heads: int = Field(ge=1, le=100_000)
+    kv_heads: int = Field(ge=1, le=100_000, description="key/value heads; default: heads")
     head_dim: int = Field(ge=2, multiple_of=2, description="default: width / heads")
     ffn: int = Field(ge=8, multiple_of=8, description="hidden width of dense feed-forward layers; default: 4 width")
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this")
@@ -62,7 +62,7 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 if width % heads:
                     raise ValueError(
                         f"model.heads ({heads}) must divide model.width ({width}), or give model.head_dim; "
-                        f"try {', '.join(str(h) for h in range(1, heads + 4) if width % h == 0)}"
+                        f"try {', '.join(str(h) for h in range(1, min(heads, 64) + 4) if width % h == 0)}"
                     )
                 content["head_dim"] = width // heads
             if content.get("ffn") is None:

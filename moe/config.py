@@ -29,7 +29,7 @@ class MoEConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     ``sparsity`` S = 1 - K / E may be given in place of ``experts``, so that a sweep can hold it fixed.
     """
 
-    experts: int = Field(ge=1, description="routed experts E of a layer")
+    experts: int = Field(ge=1, le=1_000_000, description="routed experts E of a layer")
     active: int = Field(ge=1, description="routed experts K that a token visits")
     granularity: float | None = Field(None, gt=0, description="G = 4 width / expert_width (arXiv 2402.07871)")
     expert_width: int | None = Field(None, ge=1, description="hidden width F of an expert; give it or granularity")

@@ -90,7 +90,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False
     """Batch, budget, precision, seed. Exactly one of ``tokens``, ``flops`` and ``steps``."""
 
     seq: int = Field(ge=2, description="tokens in a sequence")
-    batch: int = Field(ge=1, description="sequences in a global batch")
+    batch: int = Field(ge=1, le=10_000_000, description="sequences in a global batch")
     micro_batch: int | None = Field(
         None, ge=1, description="sequences a rank computes at once; default: all of its own"
     )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import yaml
 
-from ..base.config import parse_yaml, validate
+from ..base.config import validate
 from ..base.errors import EXIT_DONE, EXIT_FAILED, UserError
 from ..base.files import write_atomically
+from ..base.yaml_text import parse_yaml
 from ..checkpoint.convert.start import check_start, is_converted
 from ..compat.cuda_standin import install
 from ..data import prepare

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..base.config import parse_yaml, validate
+from ..base.config import validate
 from ..base.errors import UserError
+from ..base.yaml_text import parse_yaml
 from ..checkpoint.storage import Checkpoint, folder_of
 from .config import BUDGETS, CONFIG, UNSCIENTIFIC, Parent, RunConfig
 

@@ -13,9 +13,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from ...base.config import load_yaml, parse_yaml, validate
+from ...base.config import load_yaml, validate
 from ...base.errors import UserError
 from ...base.files import write_atomically
+from ...base.yaml_text import parse_yaml
 from ...data import DataConfig, Tokenizer, find_prepared, vocabulary_size
 from ...data.prepare import TOKENIZER
 from ...models.build import Stage, build_stage

@@ -1,13 +1,15 @@
 """Configuration files: extending, overriding, and errors that name what is wrong."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
 
-from moescale.base.config import apply_overrides, find_config, load_yaml, merge, parse_yaml, validate
+from moescale.base.config import apply_overrides, find_config, load_yaml, merge, validate
 from moescale.base.errors import UserError
+from moescale.base.yaml_text import parse_yaml
 
 
 class Optimizer(BaseModel, frozen=True, extra="forbid"):
@@ -45,6 +47,12 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("null", None),
         ("[1e2, a]", [100.0, "a"]),
         ("1.4B", "1.4B"),
+        ("1:30", "1:30"),  # ninety in YAML 1.1
+        ("010", "010"),  # eight
+        ("2026-11-31", "2026-11-31"),  # no day, and an error in Python
+        (".5e3", 500.0),
+        ("-.inf", -math.inf),
+        ("0x1F", 31),
     ],
 )
 def test_values(text: str, value: Any) -> None:
@@ -69,9 +77,14 @@ def test_code_is_not_run() -> None:
 
 
 def test_merging_is_deep_and_leaves_its_inputs() -> None:
-    base, over = {"a": {"x": 1, "y": [1, 2]}, "b": 1}, {"a": {"y": [3]}, "b": {"z": 2}}
+    base, over = {"a": {"x": 1, "y": [1, 2]}, "b": None}, {"a": {"y": [3]}, "b": {"z": 2}}
     assert merge(base, over) == {"a": {"x": 1, "y": [3]}, "b": {"z": 2}}
-    assert base == {"a": {"x": 1, "y": [1, 2]}, "b": 1}
+    assert base == {"a": {"x": 1, "y": [1, 2]}, "b": None}
+
+
+def test_keys_for_what_is_no_section_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^model\.mla \(7\): a section of keys with values is expected$"):
+        merge({"model": {"mla": 7}}, {"model": {"mla": {"q_rank": 8}}})
 
 
 def test_extends(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moescale.base.config import parse_yaml, validate
+from moescale.base.config import validate
 from moescale.base.errors import UserError
+from moescale.base.yaml_text import parse_yaml
 from moescale.launch.expansion import expand
 from moescale.launch.run_keys import number
 from moescale.launch.study_config import StudyConfig
