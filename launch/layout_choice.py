@@ -13,7 +13,7 @@ from ..training.budget import workload_of_step
 from ..training.config import RunConfig
 from .cluster_config import ClusterConfig
 from .cluster_fit import cores_of_rank, node_room, nodes_of, rank_room, ranks_on_node
-from .layout_options import Option, open_keys, options
+from .layout_options import Option, open_keys, options, smallest_world
 
 # Where nothing fits, clusters of up to so many nodes are tried to say which would do.
 _MOST_NODES = 8192
@@ -89,7 +89,7 @@ class LayoutChooser:
             nodes_of(world, ranks_on_node(world, room), self._cluster, config.name)
         model = StepModel(config.model, config.moe, vocab, self._of_rank(config.runtime.threads))
         best: tuple[float, list[_Found]] | None = None
-        for ranks in [world] if world is not None else _worlds(room, self._cluster.max_nodes):
+        for ranks in [world] if world is not None else _worlds(config, room, self._cluster.max_nodes):
             found = self._on(model, config, ranks, room)
             cost = ranks * found[0].step.seconds if found else float("inf")
             if best is not None and cost >= best[0]:
@@ -101,7 +101,7 @@ class LayoutChooser:
         return _choice(config, model, best[1])
 
     def _of_rank(self, threads: int | None) -> Hardware:
-        """A rank's hardware: a device, or so many cores as it has threads."""
+        """A rank's hardware: a device, or as many cores as it has threads, which share one core's bandwidths."""
         cores = 1 if self._cluster.node.devices else cores_of_rank(self._cluster, threads)
         peaks = {key: getattr(self._hardware, key) * cores for key in ("bf16_tflops", "fp32_tflops")}
         return self._hardware.model_copy(update=peaks)
@@ -123,7 +123,7 @@ class LayoutChooser:
     def _refusal(self, model: StepModel, config: RunConfig, world: int | None, room: int) -> UserError:
         """Nothing is legal and fits: what is in the way, and how many nodes would do."""
         cluster, most = self._cluster, self._cluster.max_nodes
-        tried = [world] if world is not None else _worlds(room, most)
+        tried = [world] if world is not None else _worlds(config, room, most)
         needed = [size for ranks in tried if (size := self._leanest(model, config, ranks, room)) is not None]
         asked = f"{world} ranks" if world is not None else f"up to {most} nodes of {room} ranks"
         if not needed and world is not None:
@@ -132,7 +132,7 @@ class LayoutChooser:
         missing = (
             f"the leanest needs {memory(min(needed))} a rank and {limit} may be filled" if needed else "none is legal"
         )
-        larger = (ranks for ranks in _worlds(room, _MOST_NODES) if ranks > max(tried))
+        larger = (ranks for ranks in _worlds(config, room, _MOST_NODES) if ranks > max(tried))
         smallest = next((ranks for ranks in larger if self._on(model, config, ranks, room)), None)
         if smallest is None:
             would = f"nor does any on up to {_MOST_NODES} nodes; {_advice(config)}"
@@ -206,11 +206,17 @@ def _is_legal(option: Option, config: RunConfig, world: int) -> bool:
     return True
 
 
-def _worlds(room: int, nodes: int) -> list[int]:
-    """Numbers of ranks to try: powers of two within a node, the whole of it, powers of two of nodes, all of them."""
+def _worlds(config: RunConfig, room: int, nodes: int) -> list[int]:
+    """Numbers of ranks to try on ``nodes`` nodes of ``room`` ranks.
+
+    Powers of two within a node, the whole of it, powers of two of nodes, all of them; and as many times the ranks that
+    the run's own keys need.
+    """
     inside = {2**power for power in range(room.bit_length())} | {room}
-    across = {room * 2**power for power in range(nodes.bit_length()) if 2**power <= nodes} | {room * nodes}
-    return sorted(inside | across)
+    across = {room * 2**power for power in range(nodes.bit_length())} | {room * nodes}
+    least = smallest_world(config.parallel)
+    worlds = {ranks * times for ranks in inside | across for times in (1, least)}
+    return sorted(ranks for ranks in worlds if ranks // ranks_on_node(ranks, room) <= nodes)
 
 
 def _alike(config: RunConfig, vocab: int, world: int | None) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 `RunConfig.check_layout` has the last word on what is legal; the arithmetic here only keeps its refusals rare.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,6 +42,13 @@ def open_keys(config: RunConfig) -> list[str]:
     ]
 
 
+def smallest_world(parallel: ParallelConfig) -> int:
+    """Ranks that a layout needs at least."""
+    spread = 1 if parallel.expert_over == "dp" else parallel.tensor
+    data = parallel.expert // math.gcd(parallel.expert, spread)
+    return parallel.tensor * parallel.pipeline * data
+
+
 def options(config: RunConfig, world: int, node_ranks: int) -> Iterator[list[Option]]:
     """Options that differ in recomputation and micro-batch alone, those that need more memory first."""
     model, moe, given = config.model, config.moe, config.parallel
@@ -67,7 +75,7 @@ def _memory_options(config: RunConfig, parallel: ParallelConfig, world: int) -> 
     sizes: list[int | None] = [micro]
     if micro is None:
         whole = share // topology.rounds
-        sizes += [n for n in (8, 4, 2, 1) if n < whole and share % (n * topology.rounds) == 0]
+        sizes += [n for n in (32, 16, 8, 4, 2, 1) if n < whole and share % (n * topology.rounds) == 0]
     fixed = config.training.recompute == "full"
     again = [False, True] if "training.recompute" in open_keys(config) else [fixed]
     return [Option(parallel, size, recompute) for recompute in again for size in sizes]

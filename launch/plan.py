@@ -1,6 +1,5 @@
 """What runs will cost, before anything starts."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import psutil
@@ -8,7 +7,6 @@ import psutil
 from ..base.errors import UserError
 from ..models.cost.rates import Cost
 from ..models.counts import count_parameters, flops_per_token
-from ..parallel.config import ParallelConfig
 from ..training.budget import cost_of, steps_of, tokens_per_step
 from ..training.config import RunConfig
 from ..training.schedule import check_schedule
@@ -16,6 +14,7 @@ from .branches import own_steps
 from .environment import cores
 from .expansion import shared_complaints
 from .layout_choice import Choice
+from .layout_options import smallest_world
 from .plan_warnings import memory_warnings, routing_warnings, runs_warnings, study_warnings
 from .planned import Expansion, ImpossibleRun, Plan, PlannedRun, PlanRow, Speed
 from .study_config import StudyConfig
@@ -72,13 +71,6 @@ def _plan(runs: Iterable[PlannedRun], world: int | None) -> tuple[list[PlanRow],
         except UserError as error:
             refused.append(ImpossibleRun(run.name, run.family, run.groups, tuple(str(error).splitlines())))
     return rows, refused
-
-
-def smallest_world(parallel: ParallelConfig) -> int:
-    """Ranks that a layout needs at least."""
-    spread = 1 if parallel.expert_over == "dp" else parallel.tensor
-    data = parallel.expert // math.gcd(parallel.expert, spread)
-    return parallel.tensor * parallel.pipeline * data
 
 
 def _row(run: PlannedRun, vocab: int, world: int | None) -> PlanRow:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescale.base.config import SHIPPED
+from moescale.launch.layout_options import smallest_world
 from moescale.launch.ownership import Box, Holding, replica_faults, tiling_faults
-from moescale.launch.plan import smallest_world
 from moescale.parallel.config import ParallelConfig
 from moescale.parallel.topology import Topology
 

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from moescale.base.config import SHIPPED, validate
 from moescale.base.errors import UserError
+from moescale.base.progress import duration
 from moescale.launch.check_layout import check_layouts
 from moescale.launch.cluster_config import ClusterConfig, load_cluster
 from moescale.launch.cluster_fit import GIB, rank_room
 from moescale.launch.expansion import expand
 from moescale.launch.placing import placed
 from moescale.launch.plan import plan_study
+from moescale.launch.plan_table import layout_in_short
 from moescale.launch.planned import Expansion, PlannedRun
 from moescale.launch.study_config import StudyConfig, load_study
 from moescale.models.cost.memory import fullest_bytes
@@ -96,6 +98,12 @@ def test_what_the_files_say_is_kept() -> None:
     assert set(run.choice.chosen) == {"parallel.pipeline", "parallel.virtual_stages", "training.recompute"}
     before = only(placed(expand(study({}, model={"shape": "2.7B"}, moe=MOE)), cluster(), 64)).config
     assert before.scientific_hash == run.config.scientific_hash
+
+
+def test_sizes_that_are_no_powers_of_two() -> None:
+    run = chosen(model={"layers": 12, "width": 768, "heads": 12}, parallel={"tensor": 1, "pipeline": 3})
+    assert run.choice is not None
+    assert run.choice.world == 3
 
 
 def test_recomputation_where_nothing_fits_without() -> None:
@@ -182,6 +190,18 @@ def test_plan_shows_what_submit_launches(work: Path, main: Any, tmp_path: Path) 
     assert "--nproc-per-node 4" in text
     shown = main("study", "plan", *options[:-1])
     assert "bound by" in shown.stdout
+
+
+def test_what_thirty_billion_on_512_devices_would_cost() -> None:
+    """The figures of docs/planning.md."""
+    config = load_study(SHIPPED / "studies" / "thirty-billion.yaml")
+    rows = plan_study(config, placed(expand(config), cluster("h100-512"), 512)).rows
+    page = (SHIPPED.parent / "docs" / "planning.md").read_text()
+    assert max(row.n_active for row in rows) == pytest.approx(30e9, rel=0.01)
+    for row in rows:
+        assert row.speed is not None
+        size, hours = layout_in_short(row).split(" mb")[0], f"{row.speed.device_hours:,.0f}"
+        assert f"| {size} | {row.speed.mfu:.0%} | {hours} | {duration(row.seconds)} |".replace("%", " %") in page
 
 
 @pytest.mark.slow
