@@ -5,6 +5,7 @@ import reprlib
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -89,9 +90,8 @@ def _follow(annotation: Any, location: tuple[Any, ...]) -> tuple[list[str], Any]
 def _inside(annotation: Any, key: Any) -> Any:
     """The annotation of what stands under ``key`` or index ``key``; None where nothing is known to."""
     for kind in _sections(annotation):
-        for name, field in kind.model_fields.items():
-            if key in (name, field.alias):
-                return field.annotation
+        if isinstance(key, str) and key in (fields := _annotations(kind)):
+            return fields[key]
     for kind in _choices(annotation):
         if get_origin(kind) is dict:
             return get_args(kind)[1]
@@ -102,10 +102,19 @@ def _inside(annotation: Any, key: Any) -> Any:
     return None
 
 
+@cache
+def _annotations(section: type[BaseModel]) -> dict[str, Any]:
+    """Annotations of a section's fields, by name and by alias."""
+    by_name = {name: field.annotation for name, field in section.model_fields.items()}
+    return by_name | {field.alias: field.annotation for field in section.model_fields.values() if field.alias}
+
+
+@cache
 def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [kind for kind in _choices(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
+@cache  # a study validates thousands of runs
 def _choices(annotation: Any) -> list[Any]:
     """The members of a union, what annotates them taken off."""
     if get_origin(annotation) is Annotated:

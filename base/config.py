@@ -19,22 +19,12 @@ SHIPPED = Path(__file__).parent.parent / "configs"
 _LARGEST_FILE = 4 << 20  # bytes; reading YAML takes seconds for every one of them
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Deep merge of two dictionaries; lists and scalars of ``over`` replace those of ``base``.
-
-    Args:
-        where: stands before keys in errors.
-
-    Raises:
-        UserError: ``over`` has keys for a section that is none in ``base``.
-    """
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge of two dictionaries; lists and scalars of ``over`` replace those of ``base``."""
     merged = dict(base)
     for key, value in over.items():
-        there = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(there, Mapping):
-            merged[key] = merge(there, value, f"{where}{key}.")
-        elif isinstance(value, Mapping) and there is not None:
-            raise UserError(f"{where}{key} ({brief(there)}): a section of keys with values is expected")
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
         else:
             merged[key] = value
     return merged

@@ -21,7 +21,7 @@ class DomainConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         kinds = ("source", "packages", "files", "indexed")
         given = [key for key in kinds if getattr(self, key)]
         if len(given) != 1:
-            raise ValueError(f"data.domains: give exactly one of {', '.join(kinds)} (given: {given or 'none'})")
+            raise ValueError(f"give exactly one of {', '.join(kinds)} (given: {given or 'none'})")
         return self
 
 

@@ -36,9 +36,7 @@ class TaskConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def _check(self) -> Self:
         given = [key for key in ("file", "continuations") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"eval.tasks: give each task exactly one of file, continuations (given: {', '.join(given) or 'none'})"
-            )
+            raise ValueError(f"give exactly one of file, continuations (given: {', '.join(given) or 'none'})")
         return self
 
 

@@ -1,6 +1,6 @@
 """From run folders to points, fits and a report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..scaling.record import RECORD, Record, read_record
 from ..scaling.register import Register
 from ..scaling.seeds import seed_noise
 from ..training.status import read_status
+from .condensed import Condensed, read_condensed
 from .fitting import fit_points
 from .planned import ImpossibleRun, PlannedRun
 from .predictions import COLUMN
@@ -43,18 +44,21 @@ class Collected:
         return findings(analyse(self.points, self.records, self.fits, self.outcomes))
 
 
-def collect(folder: StudyFolder) -> Collected:
+def collect(folder: StudyFolder, *, whole: bool = False) -> Collected:
     """Read all runs of the study in ``folder``; write ``points.csv``, ``downstream.csv``, ``predictions.csv`` and
     ``fits/``.
+
+    Args:
+        whole: read every line of every record, for what happened inside runs; else records are `Condensed.record`.
 
     Raises:
         UserError: no study there, no run of it has started, or a record is damaged.
     """
     study, expansion = folder.open()
     runs = expansion.everything
-    read = {run.name: read_record(folder.run(run.name)) for run in runs if (folder.run(run.name) / RECORD).is_file()}
-    records = {name: record for name, record in read.items() if record.headers}
-    points = [point for run in runs if (point := _point(folder, run, records.get(run.name))) is not None]
+    read = _read_whole(folder, runs) if whole else read_condensed(folder, runs)
+    records = {name: condensed.record for name, condensed in read.items()}
+    points = [point for run in runs if (point := _point(folder, run, read.get(run.name))) is not None]
     if not points:
         raise UserError(f"{folder.path}: no run of the study {study.name} has started yet; start them with study run")
     write_points(folder.points, points)
@@ -71,6 +75,16 @@ def collect(folder: StudyFolder) -> Collected:
     for name, result in fits.items():
         result.save(folder.fits / f"{name}.json")
     return Collected(study, points, records, fits, warnings, _outcomes(folder, points, records))
+
+
+def _read_whole(folder: StudyFolder, runs: Iterable[PlannedRun | ImpossibleRun]) -> dict[str, Condensed]:
+    paths = {run.name: folder.run(run.name) / RECORD for run in runs}
+    read = {name: read_record(path) for name, path in paths.items() if path.is_file()}
+    return {
+        name: Condensed(point_from_record(record, name, family=""), record)
+        for name, record in read.items()
+        if record.headers
+    }
 
 
 def _outcomes(folder: StudyFolder, points: Sequence[Point], records: Mapping[str, Record]) -> list[Outcome]:
@@ -104,16 +118,16 @@ def provenance(collected: Collected) -> dict[str, str]:
     }
 
 
-def _point(folder: StudyFolder, run: PlannedRun | ImpossibleRun, record: Record | None) -> Point | None:
+def _point(folder: StudyFolder, run: PlannedRun | ImpossibleRun, read: Condensed | None) -> Point | None:
     """A run's point; None if it never started. A run that was killed, or that failed before its first line, could not
     say so in its record: whoever saw it die wrote its status.
     """
     status = read_status(folder.run(run.name))
     ended = status if status is not None and status.state in ("failed", "preempted") else None
     check = run.check if isinstance(run, PlannedRun) else ""
-    if record is None:
+    if read is None:
         return Point(run.name, run.family, ended.state, ended.reason or "", check) if ended else None
-    point = point_from_record(record, run.name, run.family, check)
+    point = replace(read.point, family=run.family, check=check)
     if point.state == "running" and ended is not None:
         return replace(point, state=ended.state, why=ended.reason or "")
     return point

@@ -72,7 +72,9 @@ def _try(
     try:
         content = scale.shrink(content)
         optimizer = content.get("optimizer")
-        by_rule = rule is not None and (optimizer is None or optimizer.get("lr") is None)
+        by_rule = rule is not None and (
+            optimizer is None or (isinstance(optimizer, dict) and optimizer.get("lr") is None)
+        )
         if rule is not None and by_rule:
             content = merge(content, {"optimizer": {"lr": rule.base_lr}})
         config = validate(RunConfig, {**content, "name": study.name}, origin)

@@ -36,11 +36,7 @@ def _given(content: Content, key: str) -> str:
 
 def _section(study: StudyConfig, combination: Combination, key: str) -> str:
     """The part of the file that wins."""
-    group = study.groups[combination.group]
-    for section, keys in (
-        (f"groups.{combination.group}.grid", combination.values),
-        ("groups." + combination.group + ".set", group.set),
-    ):
-        if any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in keys):
-            return section
+    for section, keys in (("grid", combination.values), ("set", study.groups[combination.group].set)):
+        if any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in keys):
+            return f"groups.{combination.group}.{section}"
     return "run"

@@ -19,7 +19,7 @@ def write_report(folder: StudyFolder) -> dict[str, Any]:
     from .collect import as_json, collect, provenance
 
     made_from = state_digest(*folder.open(), folder)  # before reading: what moves on meanwhile makes it out of date
-    collected = collect(folder)
+    collected = collect(folder, whole=True)
     report.write_report(
         folder.report,
         title=collected.study.name,

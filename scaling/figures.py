@@ -1,18 +1,20 @@
-"""How plots look, and how they become part of a page. Uses matplotlib's figures without its global state."""
+"""How plots look, and how they become part of a page. Uses matplotlib's figures without its global state.
+
+It takes a second to import, and who only prints what was found draws nothing: so functions import what they use.
+"""
 
 import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from .formats import count, flops
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 DENSE_COLOUR = "#333333"
 COLOURS = ("#0b6fb8", "#cf4a30", "#2f8f4e", "#7b4fa3", "#c98a00", "#1295a3", "#a83f7c", "#7a5c3e")
@@ -46,8 +48,10 @@ def colours(families: Sequence[str], dense: str = "dense") -> dict[str, str]:
     return {dense: DENSE_COLOUR} | {family: COLOURS[i % len(COLOURS)] for i, family in enumerate(others)}
 
 
-def panels(number: int, height: float = 3.6, share_y: bool = True) -> tuple[Figure, list[Axes]]:
+def panels(number: int, height: float = 3.6, share_y: bool = True) -> "tuple[Figure, list[Axes]]":
     """A figure with ``number`` panels, at most three in a row."""
+    from matplotlib.figure import Figure
+
     columns = min(number, 3)
     rows = -(-number // columns)
     figure = Figure(figsize=(WIDTH, height if rows == 1 else 2.9 * rows), layout="constrained")
@@ -63,26 +67,28 @@ def panels(number: int, height: float = 3.6, share_y: bool = True) -> tuple[Figu
     return figure, flat[:number]
 
 
-def label(axis: Axes, x: str, y: str, title: str = "") -> None:
+def label(axis: "Axes", x: str, y: str, title: str = "") -> None:
     axis.set_xlabel(x, fontsize=SIZE)
     axis.set_ylabel(y, fontsize=SIZE)
     if title:
         axis.set_title(title, fontsize=SIZE, loc="left")
 
 
-def log_x(axis: Axes) -> None:
+def log_x(axis: "Axes") -> None:
     """A logarithmic x axis of parameters or tokens, labelled 200k instead of 2 x 10^5."""
     axis.set_xscale("log")
     _label_counts(axis.xaxis, *axis.get_xlim())
 
 
-def log_y(axis: Axes) -> None:
+def log_y(axis: "Axes") -> None:
     """A logarithmic y axis of tokens."""
     axis.set_yscale("log")
     _label_counts(axis.yaxis, *axis.get_ylim())
 
 
-def _label_counts(axis: Axis, low: float, high: float) -> None:
+def _label_counts(axis: "Axis", low: float, high: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     ratio = high / low
     subs = (1, 2, 3, 5) if ratio < 8 else (1, 2, 5) if ratio < 30 else (1, 3) if ratio < 1000 else (1,)
     axis.set_major_locator(LogLocator(subs=subs))
@@ -90,21 +96,25 @@ def _label_counts(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def budget_x(axis: Axes, budgets: Sequence[float]) -> None:
+def budget_x(axis: "Axes", budgets: Sequence[float]) -> None:
     """A logarithmic x axis of compute, with a label at each budget."""
+    from matplotlib.ticker import NullLocator
+
     axis.set_xscale("log")
     axis.set_xticks(list(budgets), [flops(budget) for budget in budgets])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.margins(x=0.08)
 
 
-def legend(axis: Axes, **options: Any) -> None:
+def legend(axis: "Axes", **options: Any) -> None:
     if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize=SIZE - 1, frameon=False, **options)
 
 
-def as_image(figure: Figure) -> str:
+def as_image(figure: "Figure") -> str:
     """The figure as a data URI."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

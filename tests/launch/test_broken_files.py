@@ -187,8 +187,14 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"eval.tasks.next.continuations.domain": "go"},
         ("eval.tasks.next.continuations.domain (go)", "data.domains (python)"),
     ),
-    "two tasks in one": ({"eval.tasks.next.file": "a.jsonl"}, ("eval.tasks.next", "file, continuations")),
-    "two sources": ({"data.domains.python.files": ["*"]}, ("data.domains.python", "source, files, indexed")),
+    "two tasks in one": (
+        {"eval.tasks.next.file": "a.jsonl"},
+        ("eval.tasks.next: give exactly one of file, continuations",),
+    ),
+    "two sources": (
+        {"data.domains.python.files": ["*"]},
+        ("data.domains.python: give exactly one of", "source, packages, files"),
+    ),
     "weights": ({"data.weights": {"go": 1}}, ("data.weights.go", "python")),
     "no weight": ({"data.weights": {"python": 0}}, ("data.weights", "above 0")),
     "nothing to train on": ({"data.domains.python.evaluate_only": True, "data.weights": {}}, ("data.domains",)),

@@ -54,7 +54,7 @@ def run(*changes: dict[str, Any]) -> RunConfig:
         ({"eval": {"tasks": {"a/b": {"file": "a.jsonl"}}}}, r"eval.tasks.a/b: names files, so use letters, digits"),
         (
             {"eval": {"tasks": {"both": {"file": "a.jsonl", "continuations": {"domain": "words"}}}}},
-            r"eval.tasks: give each task exactly one of file, continuations \(given: file, continuations\)",
+            r"eval.tasks.[a-z]+: give exactly one of file, continuations \(given: file, continuations\)",
         ),
         ({"eval": {"tasks": {"none": {}}}}, r"exactly one of file, continuations \(given: none\)"),
         (

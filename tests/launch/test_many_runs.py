@@ -1,0 +1,96 @@
+"""A study of 2,000 runs: what plan, status and collect take, as processes of their own.
+
+``pytest -m slow tests/launch/test_many_runs.py -s`` prints the figures of docs/studies.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from made_records import write_records
+
+from moescale.launch.expansion import expand
+from moescale.launch.study_config import load_study
+from moescale.launch.study_folder import StudyFolder
+
+RUNS = 2000
+STEPS = 300
+GRID = {
+    "model.shape": ["d32", "d48", "d64", "d96", "d128"],
+    "training.flops": [float(f"{2**n}e11") for n in range(10)],
+    "training.seed": list(range(20)),
+}
+STUDY = {
+    "run": {
+        "extends": "data/stdlib.yaml",
+        "data": {"samples": 4_000_000},
+        "training": {"seq": 128, "batch": 4},
+        "noise": {"every": 20, "small_batch": 2},
+    },
+    "lr_rule": {"base_lr": 0.01, "base_width": 64},
+    "groups": {
+        "dense": {"family": "dense", "grid": GRID},
+        "moe": {"family": "E8G4", "set": {"moe": {"granularity": 4, "active": 4, "experts": 32}}, "grid": GRID},
+    },
+}
+# Several times what an idle machine takes: others may be at work here.
+SECONDS = 20
+FIRST_SECONDS = 120
+MEMORY = 500e6
+
+
+class Taken(NamedTuple):
+    """What a command took: seconds of processor time, and bytes at most."""
+
+    seconds: float
+    memory: float
+    answer: Any
+
+
+@pytest.fixture
+def taken(environment: dict[str, str]) -> Callable[..., Taken]:
+    def call(*arguments: object) -> Taken:
+        command = [sys.executable, "-m", "moescale", *(str(argument) for argument in arguments), "--json"]
+        with tempfile.TemporaryFile() as out:
+            child = subprocess.Popen(command, stdout=out, env=environment)
+            _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            assert child.returncode == 0
+            out.seek(0)
+            found = Taken(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, json.load(out))
+        print(f"{arguments[1]}: {found.seconds:.1f} s of processor time, {found.memory / 1e6:.0f} MB")
+        return found
+
+    return call
+
+
+@pytest.mark.slow
+def test_two_thousand_runs(taken, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    plan = taken("study", "plan", file)
+    assert len(plan.answer["runs"]) == RUNS
+
+    study = load_study(file)
+    expansion = expand(study)
+    folder = StudyFolder(tmp_path / "out")
+    folder.claim(study, expansion)
+    write_records(folder, expansion.runs, STEPS)
+    size = sum(path.stat().st_size for path in folder.path.rglob("record.jsonl"))
+    print(f"records: {size / 1e6:.0f} MB")
+
+    status = taken("study", "status", folder.path)
+    first, again = (taken("study", "collect", folder.path) for _ in range(2))
+    assert len(status.answer["runs"]) == first.answer["done"] == again.answer["done"] == RUNS
+    assert first.seconds < FIRST_SECONDS
+    for what in (plan, status, again):
+        assert what.seconds < SECONDS
+    for what in (plan, status, first, again):
+        assert what.memory < MEMORY
