@@ -5,7 +5,7 @@ fitted as it is. ``theta`` is the vector of fitted values, ``[..., P]``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,8 +119,11 @@ class Law(ABC):
         """What the law predicts [n] (`quantity`), from coefficients by name and variables [n]."""
         return np.exp(self.evaluate(self.to_theta(values)[None], self.logs_of(variables))[0][0])
 
-    def logs_of(self, variables: Mapping[str, Array]) -> dict[str, Array]:
+    def logs_of(self, variables: Mapping[str, Array], rows: Sequence[str] | None = None) -> dict[str, Array]:
         """Logarithms of the law's variables; sparsity s enters as log(1 - s) under the name ``1-s``.
+
+        Args:
+            rows: names of the points [n], for messages; default: row numbers.
 
         Raises:
             UserError: a variable is missing, or not positive (s: not in [0, 1)); names the row.
@@ -137,7 +140,8 @@ class Law(ABC):
             if not legal.all():
                 row = int(np.argmin(legal))
                 wanted = "at least 0 and below 1" if name == "s" else "positive"
-                raise UserError(f"row {row + 1}: {name} ({values[row]}) must be {wanted}")
+                where = rows[row] if rows else f"row {row + 1}"
+                raise UserError(f"{where}: {name} ({values[row]}) must be {wanted}; leave the row out or correct it")
             if name == "s":
                 logs["1-s"] = np.log1p(-values)
             else:

@@ -92,7 +92,9 @@ def check(law: Law) -> None:
         _check_starts(law, starts)
         _check_derivative(law, starts, logs)
     except (TypeError, ValueError, KeyError, IndexError, np.linalg.LinAlgError) as error:
-        raise UserError(f"law {law.name}: it fails on a table of {ROWS} rows: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"law {law.name}: it fails on a table of {ROWS} rows: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _table(law: Law) -> dict[str, Array]:

@@ -4,7 +4,7 @@ Written with the logarithms of the c_j, the logarithm of each term is linear in 
 log-sum-exp of linear functions and its derivative is exact and cheap. Such a law is its list of terms and nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -77,8 +77,8 @@ class Overtraining(SumOfPowers):
     With M = d / n and C = 6 n d, ``C / M = 6 n^2`` and ``C M = 6 d^2``: both terms are powers.
     """
 
-    def logs_of(self, variables: Mapping[str, Array]) -> dict[str, Array]:
-        logs = super().logs_of(variables)
+    def logs_of(self, variables: Mapping[str, Array], rows: Sequence[str] | None = None) -> dict[str, Array]:
+        logs = super().logs_of(variables, rows)
         return logs | {f"6 {name}^2": np.log(6) + 2 * logs[name] for name in ("n", "d")}
 
 

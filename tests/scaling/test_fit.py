@@ -23,6 +23,13 @@ TRUE: dict[str, dict[str, float]] = {
     },
     "dense-moe": {"sigma": 1.0, "A": 40, "alpha": 0.3, "gamma": 0.1, "B": 120, "beta": 0.3},
     "power": {"a": 20, "b": 0.08},
+    "overtraining": {"E": 1.5, "a": 60, "b": 200, "eta": 0.16},
+    "clark": {"a": -0.082, "b": -0.108, "c": 0.009, "d": 1.104, "E_s": 1.847, "E_max": 314.478},
+    "leverage": {"a": 1.23, "d": -0.0761, "beta": -0.117, "gamma": 0.0167, "A_start": 0.0163, "A_max": 2.5},
+    "joint": {
+        "c": 1.3637, "a": 35.91, "alpha": -0.1889, "delta": -0.2285, "gamma": 0.0098, "b": 35.98, "beta": -0.1775,
+        "omega": 0.5529, "zeta": -0.0259, "E_s": 2.0732, "E_max": 290.4521,
+    },
 }  # fmt: skip
 Table = dict[str, np.ndarray]
 
@@ -31,7 +38,7 @@ def table(count: int = 40, seed: int = 0) -> Table:
     rng = np.random.default_rng(seed)
     n, d = np.exp(rng.uniform(10.3, 14.9, count)), np.exp(rng.uniform(11.5, 18.4, count))
     return {
-        "n": n, "d": d, "c": 6 * n * d, "e": rng.choice([1.0, 4, 8, 16], count),
+        "n": n, "d": d, "c": 6 * n * d, "e": rng.choice([1.0, 4, 16, 64, 256], count),
         "g": rng.choice([1.0, 2, 4, 8], count), "s": rng.choice([0, 0.5, 0.75, 0.9, 0.95], count),
     }  # fmt: skip
 
@@ -192,7 +199,8 @@ def test_json_has_the_documented_shape() -> None:
     variables = table()
     content = fit(law, variables, noisy(law, variables, 0.001), bootstrap=20, hold_out=variables["n"] > 1e6).as_json()
     assert list(content) == [
-        "law", "n_points", "coefficients", "rmse_log", "held_out", "starts", "conventions", "warnings",
+        "law", "n_points", "coefficients", "rmse_log", "held_out", "starts", "criteria", "identifiability",
+        "conventions", "warnings",
     ]  # fmt: skip
     assert list(content["coefficients"]) == ["E", "A", "alpha", "B", "beta"]
     assert set(content["coefficients"]["E"]) == {"value", "low", "high"}
@@ -225,7 +233,7 @@ def test_a_power_law_of_another_variable_survives_saving(tmp_path: Path) -> None
 
 def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "fit.json"
-    for text in ("", "[]", '{"schema": 2}', '{"schema": 1, "law": "power"}'):
+    for text in ("", "[]", '{"schema": 1}', '{"schema": 2, "law": "power"}'):
         path.write_text(text)
         with pytest.raises(UserError, match=r"fit\.json"):
             Fit.load(path)
