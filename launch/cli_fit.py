@@ -1,7 +1,7 @@
 """``moescale fit``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,7 +27,10 @@ def fit(
     sd: Annotated[
         str | None, typer.Option(metavar="COL", help="column of standard deviations of log loss; weight 1 / sd^2")
     ] = None,
-    huber: Annotated[float, typer.Option(help="log residuals beyond it count linearly; large: least squares")] = 1e-3,
+    huber: Annotated[float, typer.Option(help="residuals beyond it count linearly; large: least squares")] = 1e-3,
+    residuals: Annotated[
+        Literal["log", "loss"], typer.Option(help="of the natural logarithm, or of the loss itself")
+    ] = "log",
     bootstrap: Annotated[int, typer.Option(min=0, help="resamplings behind the intervals")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="of the resampling")] = 0,
     out: Annotated[Path | None, typer.Option(help="file for the fit, which predict reads")] = None,
@@ -40,7 +43,7 @@ def fit(
 
     if (law is None) == (compare is None):
         raise UserError("give --law NAME for a fit, or --compare NAME,NAME for a comparison")
-    options = FitOptions(points, _mapping(mapping), hold_out, weight, sd, huber, seed)
+    options = FitOptions(points, _mapping(mapping), hold_out, weight, sd, huber, residuals, seed)
     if compare is not None:
         if out is not None or plot is not None:
             raise UserError("--out and --plot take the fit of one law: give --law instead of --compare")

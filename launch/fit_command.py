@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..scaling.criteria import Contest, compare
-from ..scaling.fit import Fit
+from ..scaling.fit import Fit, Residuals
 from ..scaling.laws import Law, law_named
 from ..scaling.points import Point, read_points, variables_of
 from .fitting import DEVIATION, WEIGHT, fit_points
@@ -22,6 +22,7 @@ class FitOptions:
     weight: str | None
     sd: str | None
     huber: float
+    residuals: Residuals
     seed: int
 
 
@@ -79,5 +80,12 @@ def _points(options: FitOptions, laws: Sequence[Law]) -> list[Point]:
 
 def _fit(options: FitOptions, points: Sequence[Point], law: Law, bootstrap: int) -> Fit:
     return fit_points(
-        points, law, options.hold_out, bootstrap, options.seed, huber_delta=options.huber, mapping=options.mapping
+        points,
+        law,
+        options.hold_out,
+        bootstrap,
+        options.seed,
+        huber_delta=options.huber,
+        residuals=options.residuals,
+        mapping=options.mapping,
     )

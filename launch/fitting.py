@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..base.errors import UserError
-from ..scaling.fit import HUBER_DELTA, Fit, fit
+from ..scaling.fit import HUBER_DELTA, Fit, Residuals, fit
 from ..scaling.laws import Array, Law
 from ..scaling.points import Point, variables_of
 from .condition import parse_condition
@@ -35,6 +35,7 @@ def fit_points(
     seed: int,
     *,
     huber_delta: float = HUBER_DELTA,
+    residuals: Residuals = "log",
     mapping: Mapping[str, str] | None = None,
 ) -> Fit:
     """Fit ``law`` to the finished points.
@@ -54,6 +55,7 @@ def fit_points(
         variables,
         loss,
         huber_delta=huber_delta,
+        residuals=residuals,
         weights=_weights(used),
         hold_out=_held_out(hold_out, used) if hold_out is not None else None,
         bootstrap=bootstrap,

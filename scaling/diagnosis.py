@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .fitted import Identifiability
+from .fitted import Estimate, Identifiability
 from .laws import Array, Law
 
 Mask = NDArray[np.bool_]
@@ -13,6 +13,7 @@ Mask = NDArray[np.bool_]
 SAME = 0.01  # relative (exponents below 1: absolute) difference under which coefficients count as the same
 FEW_AGREE = 2
 OFTEN = 0.05  # share of bootstrap samples on a bound that is worth a warning
+SPAN = 5.0  # ratio of an interval's ends from which a factor is weakly identified
 SHOWN = 0.2  # of the largest part of a flat direction: smaller parts are not named
 CORRELATED = 0.95  # size of a correlation from which a pair is named
 SMALLEST = {"n": 1e3, "n_total": 1e3, "n_active": 1e3, "d": 1e4, "c": 1e6}  # below: not counts of single ones
@@ -134,6 +135,22 @@ def often_on_bound(law: Law, samples: Array, skip: set[str]) -> list[str]:
         for name, share in zip(law.names, shares, strict=True)
         if share > OFTEN and name not in skip
     ]
+
+
+def weak(law: Law, estimates: Mapping[str, Estimate]) -> list[str]:
+    """Coefficients whose interval says little: factors known to no better than `SPAN`, exponents without a sign."""
+    warnings = []
+    for coefficient in law.coefficients:
+        low, high = estimates[coefficient.name].low, estimates[coefficient.name].high
+        if low is None or high is None:
+            continue
+        if coefficient.kind == "scale" and high > SPAN * low:
+            warnings.append(
+                f"{coefficient.name} is only weakly identified: its interval spans a factor of {high / low:.2g}"
+            )
+        elif coefficient.kind == "exponent" and low < 0 < high:
+            warnings.append(f"{coefficient.name} may be 0: its interval holds both signs")
+    return warnings
 
 
 def disagreement(tried: int, agreeing: int) -> list[str]:

@@ -73,7 +73,7 @@ class Identifiability:
 
     @property
     def words(self) -> str:
-        """One sentence. Correlation is no fault: a factor far from a variable's values always goes with its exponent."""
+        """One sentence. Correlation is no fault: a factor far from its variable goes with its exponent."""
         if self.condition_number is None:
             return "condition number infinite: the points leave a direction open"
         text = f"condition number {self.condition_number:.2g}"
