@@ -39,8 +39,8 @@ class _Fitter(ABC):
     @abstractmethod
     def note(self) -> str: ...
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None:  # noqa: B027 (nothing is open)
+        """Part of a `Stepper`."""
 
 
 class Batch(_Fitter):

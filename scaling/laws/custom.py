@@ -121,8 +121,8 @@ def _check_terms(law: SumOfPowers) -> None:
             )
         if coefficient.kind == "exponent" and not coefficient.starts:
             raise UserError(f"law {law.name}: exponent {coefficient.name} has no values to start from")
-    known = set(law.logs_of(_table(law)))
-    if unknown := sorted({v for powers in law.terms.values() for v in powers.values()} - known):
+    known = law.logs_of(_table(law))
+    if unknown := sorted({v for powers in law.terms.values() for v in powers.values()} - set(known)):
         raise UserError(f"law {law.name}: its terms use {', '.join(unknown)}; its variables are {', '.join(known)}")
 
 
