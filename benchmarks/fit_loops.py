@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ..scaling.fit import HUBER_DELTA, fit
@@ -66,7 +67,7 @@ class ScipyLoop(_Fitter):
         drawn = (rng.integers(len(everyone), size=len(everyone)) for _ in range(self.resamples))
         self.best, self.samples = best, np.array([self._fit(best, rows)[1] for rows in drawn])
 
-    def _fit(self, start: Array, rows: Array) -> tuple[float, Array]:
+    def _fit(self, start: Array, rows: NDArray[np.intp]) -> tuple[float, Array]:
         log_n, log_d = np.log(self.variables["n"][rows]), np.log(self.variables["d"][rows])
         target = np.log(self.loss[rows])
 
