@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-LAW = '''
+LAW = """
 from moescale.scaling.laws import SumOfPowers, exponent, offset, scale
 OWN = SumOfPowers("own", "", "L = E + A / (n^alpha vocab^gamma)", ("n", "vocab"),
                   (offset("E"), scale("A"), exponent("alpha", 0.2, 0.5), exponent("gamma", 0.0, 0.1, low=-1.0)),
                   terms={"E": {}, "A": {"alpha": "n", "gamma": "vocab"}})
-'''
+"""
 
 
 @pytest.fixture
