@@ -79,7 +79,7 @@ def _points(options: FitOptions, laws: Sequence[Law]) -> list[Point]:
 
 
 def _fit(options: FitOptions, points: Sequence[Point], law: Law, bootstrap: int) -> Fit:
-    return fit_points(
+    result = fit_points(
         points,
         law,
         options.hold_out,
@@ -89,3 +89,8 @@ def _fit(options: FitOptions, points: Sequence[Point], law: Law, bootstrap: int)
         residuals=options.residuals,
         mapping=options.mapping,
     )
+    if options.hold_out is not None and result.held_out is None:  # in a study, such runs may be still to come
+        raise UserError(
+            f"--hold-out {options.hold_out!r}: holds for none of the {result.n_points} points, so none is held out"
+        )
+    return result
