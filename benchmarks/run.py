@@ -9,7 +9,7 @@ from .harness import Request
 from .report import Report, machine
 
 # Each is a module with ``rows(request) -> Iterator[Row]``.
-BENCHMARKS = ("moe", "dispatch", "exchange", "step", "checkpoint", "convert")
+BENCHMARKS = ("moe", "dispatch", "exchange", "step", "fit", "checkpoint", "convert")
 
 
 def run(

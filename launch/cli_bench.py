@@ -18,8 +18,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="a layer (moe), its operations (dispatch), rows between ranks (exchange), a step, a checkpoint, a "
-            "conversion (convert)"
+            help="a layer (moe), its operations (dispatch), rows between ranks (exchange), a step, the "
+            "fitter (fit), a checkpoint, a conversion (convert)"
         ),
     ],
     against: Annotated[str | None, typer.Option(metavar="LIST", help="peers beside ours; default: all")] = None,

@@ -1,7 +1,7 @@
 """From run folders to points, fits and a report."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..base.errors import UserError
@@ -13,7 +13,7 @@ from ..scaling.isoflop import best_loss_fits, profiles
 from ..scaling.laws import law_named
 from ..scaling.outcomes import Outcome, outcomes, write_outcomes
 from ..scaling.outcomes import as_json as outcomes_json
-from ..scaling.points import Point, point_from_record, write_points
+from ..scaling.points import COLUMNS, Point, point_from_record, write_points
 from ..scaling.record import RECORD, Record, read_record
 from ..scaling.register import Register
 from ..scaling.seeds import seed_noise
@@ -150,12 +150,11 @@ def _fits(study: StudyConfig, points: Sequence[Point]) -> tuple[dict[str, Fit], 
 
 def _fit(request: FitRequest, points: Sequence[Point]) -> Fit:
     law = law_named(request.law, request.map or None)
-    known = {field.name for field in fields(Point)}
     for variable, name in request.map.items():
         if variable not in law.variables:
             raise UserError(f"law {law.name} has no variable {variable}; it has {', '.join(law.variables)}")
-        if name not in known:
-            raise UserError(f"{variable}={name}: no such column; there are {', '.join(sorted(known))}")
+        if name not in COLUMNS:
+            raise UserError(f"{variable}={name}: no such column; there are {', '.join(sorted(COLUMNS))}")
     chosen = [
         replace(point, **{variable: getattr(point, name) for variable, name in request.map.items()})
         for point in points

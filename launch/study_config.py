@@ -96,7 +96,8 @@ class FitRequest(BaseModel, frozen=True, extra="forbid"):
     @property
     def name(self) -> str:
         """Names the file of the fit."""
-        return self.law if self.family is None else f"{self.law}-{self.family}"
+        law = self.law.rpartition(":")[2]  # of a law of one's own, its name alone
+        return law if self.family is None else f"{law}-{self.family}"
 
 
 class StudyConfig(BaseModel, frozen=True, extra="forbid"):

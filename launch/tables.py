@@ -9,26 +9,9 @@ from rich.text import Text
 
 from ..base.progress import duration
 
-if TYPE_CHECKING:  # scipy takes a second, and a status needs none of it
-    from ..scaling.fit import Fit
+if TYPE_CHECKING:  # numpy and scipy take a second, and a status needs none of it
     from .predictions import Entry
     from .slurm.states import RunState
-
-
-def fit_table(result: "Fit") -> Table:
-    """Coefficients with their intervals, and how good the fit is."""
-    quality = [f"{result.n_points} points", f"rmse {result.rmse_log:.3%} of the loss"]
-    quality.append(f"{result.agreeing} of {result.tried} starts agree")
-    if result.held_out is not None:
-        quality.append(f"held out: {result.held_out.n} points, rmse {result.held_out.rmse_log:.3%}")
-    table = Table(title=str(result.conventions["equation"]), caption="; ".join(quality), caption_justify="left")
-    table.add_column("coefficient")
-    for heading in ("value", "95 % from", "to"):
-        table.add_column(heading, justify="right")
-    for name, estimate in result.coefficients.items():
-        value = "undetermined" if estimate.value is None else f"{estimate.value:.4g}"
-        table.add_row(name, value, *("" if end is None else f"{end:.4g}" for end in (estimate.low, estimate.high)))
-    return table
 
 
 def prediction_text(prediction: Mapping[str, Any]) -> str:

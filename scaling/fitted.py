@@ -12,7 +12,8 @@ from ..base.errors import UserError
 from ..base.files import write_atomically
 from .laws import CHINCHILLA, Array, Law, chinchilla_optimum, law_named
 
-FILE_SCHEMA = 1
+FILE_SCHEMA = 2
+PAIRS = 3  # of correlated coefficients that are named in words
 LEVEL = (2.5, 97.5)  # percentiles of the bootstrap samples
 
 
@@ -46,6 +47,45 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Criteria:
+    """Information criteria of a fit, see criteria.py; smaller is better, only differences mean something.
+
+    Attributes:
+        aicc: None with too few points for its correction.
+    """
+
+    aicc: float | None
+    bic: float
+
+
+@dataclass(frozen=True)
+class Identifiability:
+    """How well the points tell coefficients apart, linearised at the optimum.
+
+    Attributes:
+        condition_number: of the derivatives of log L, each column divided by its length; None where a direction is
+            exactly flat.
+        correlated: pairs of coefficients with the correlation of their errors, where it exceeds 0.95 in size.
+    """
+
+    condition_number: float | None
+    correlated: tuple[tuple[str, str, float], ...]
+
+    @property
+    def words(self) -> str:
+        """One sentence. Correlation is no fault: a factor far from its variable goes with its exponent."""
+        if self.condition_number is None:
+            return "condition number infinite: the points leave a direction open"
+        text = f"condition number {self.condition_number:.2g}"
+        if not self.correlated:
+            return text
+        shown = ", ".join(f"{a} and {b} ({value:+.3f})" for a, b, value in self.correlated[:PAIRS])
+        more = len(self.correlated) - PAIRS
+        others = f" and {more} pairs more" if more > 0 else ""
+        return f"{text}; strongly correlated, so quote them together: {shown}{others}"
+
+
+@dataclass(frozen=True)
 class Row:
     """A point that a law was fitted to, or that was held out.
 
@@ -74,7 +114,8 @@ class Fit:
         tried, agreeing: number of starts, and of those that ended at the best optimum with the same coefficients.
         ranges: smallest and largest value of each variable that was fitted.
         samples: coefficients of the bootstrap samples, [K, P] in the law's order; K may be 0.
-        rows: every point given, in order; empty in files written before there were such.
+        criteria: on the fitted points.
+        rows: every point given, in order.
     """
 
     law: str
@@ -90,6 +131,8 @@ class Fit:
     warnings: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
     samples: Array
+    criteria: Criteria
+    identifiability: Identifiability
     rows: tuple[Row, ...] = ()
 
     def as_law(self) -> Law:
@@ -138,6 +181,12 @@ class Fit:
             "rmse_log": self.rmse_log,
             "held_out": vars(self.held_out) if self.held_out else None,
             "starts": {"tried": self.tried, "agreeing": self.agreeing},
+            "criteria": vars(self.criteria),
+            "identifiability": {
+                "condition_number": self.identifiability.condition_number,
+                "correlated": [list(pair) for pair in self.identifiability.correlated],
+                "words": self.identifiability.words,
+            },
             "conventions": dict(self.conventions),
             "warnings": list(self.warnings),
         }
@@ -184,7 +233,14 @@ class Fit:
                 warnings=tuple(content["warnings"]),
                 ranges={name: (low, high) for name, (low, high) in content["ranges"].items()},
                 samples=np.array(content["samples"]).reshape(-1, len(content["values"])),
-                rows=tuple(Row(**row) for row in content.get("rows", ())),
+                criteria=Criteria(**content["criteria"]),
+                identifiability=_identifiability(content["identifiability"]),
+                rows=tuple(Row(**row) for row in content["rows"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: not a whole fit: {type(error).__name__} {error}") from None
+
+
+def _identifiability(content: Mapping[str, Any]) -> Identifiability:
+    pairs = tuple((first, second, float(value)) for first, second, value in content["correlated"])
+    return Identifiability(content["condition_number"], pairs)

@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -55,6 +55,7 @@ class Point:
         b_simple: gradient noise scale over the last half of the run, tokens.
         tokens_per_second: over the whole run.
         seconds: wall time of all steps.
+        extra: numbers under other names, which were asked for when the table was read.
     """
 
     run: str
@@ -85,11 +86,17 @@ class Point:
     b_simple: float | None = None
     tokens_per_second: float | None = None
     seconds: float | None = None
+    extra: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def number(self, name: str) -> float | None:
+        """The value under that name, of a field or an extra one; None where it is not known or no number."""
+        value = getattr(self, name) if name in COLUMNS else self.extra.get(name)
+        return float(value) if isinstance(value, int | float) else None
 
 
-COLUMNS = tuple(field.name for field in fields(Point))
-_TEXT = tuple(field.name for field in fields(Point) if field.type is str)
-_WHOLE = tuple(field.name for field in fields(Point) if get_args(field.type) == (int, NoneType))
+COLUMNS = tuple(one.name for one in fields(Point) if one.name != "extra")
+_TEXT = tuple(one.name for one in fields(Point) if one.type is str)
+_WHOLE = tuple(one.name for one in fields(Point) if get_args(one.type) == (int, NoneType))
 
 
 def point_from_record(record: Record, name: str, family: str, check: str = "") -> Point:
@@ -173,13 +180,14 @@ def write_points(path: Path, points: Sequence[Point]) -> None:
     write_atomically(path, text.getvalue())
 
 
-def read_points(path: Path, mapping: Mapping[str, str] | None = None) -> list[Point]:
+def read_points(path: Path, mapping: Mapping[str, str] | None = None, extra: Collection[str] = ()) -> list[Point]:
     """Read a points table: ours, or any CSV file with a header line.
 
     Columns that carry a point's field names are taken as these; other columns are ignored.
 
     Args:
-        mapping: field of `Point` -> column of the file, where the names differ.
+        mapping: field of `Point`, or name in ``extra`` -> column of the file, where the names differ.
+        extra: names besides a point's fields that are read too, into ``Point.extra``.
 
     Raises:
         UserError: no such file, an unknown field, a missing column, a value that is no number (column and row named).
@@ -191,10 +199,11 @@ def read_points(path: Path, mapping: Mapping[str, str] | None = None) -> list[Po
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    source = {name: name for name in COLUMNS if name in header}
+    known = tuple(dict.fromkeys((*COLUMNS, *extra)))
+    source = {name: name for name in known if name in header}
     for name, column in (mapping or {}).items():
-        if name not in COLUMNS:
-            raise UserError(f"--map {name}={column}: {name} is not known; the fields are {', '.join(COLUMNS)}")
+        if name not in known:
+            raise UserError(f"--map {name}={column}: {name} is not known; the fields are {', '.join(known)}")
         if column not in header:
             raise UserError(f"--map {name}={column}: {path} has no column {column}; it has {', '.join(header)}")
         source[name] = column
@@ -207,6 +216,7 @@ def read_points(path: Path, mapping: Mapping[str, str] | None = None) -> list[Po
 
 def _point(path: Path, number: int, row: Mapping[str, str | None], source: Mapping[str, str]) -> Point:
     values: dict[str, Any] = {"run": f"row {number}"}
+    extra: dict[str, float] = {}
     for name, column in source.items():
         text = (row[column] or "").strip()
         if name in _TEXT:
@@ -214,7 +224,10 @@ def _point(path: Path, number: int, row: Mapping[str, str | None], source: Mappi
         elif text:
             try:
                 value = float(text)
-                values[name] = int(value) if name in _WHOLE else value
+                if name in COLUMNS:
+                    values[name] = int(value) if name in _WHOLE else value
+                else:
+                    extra[name] = value
             except (ValueError, OverflowError):
                 raise UserError(f"{path}, row {number}, column {column}: {text!r} is not a number") from None
     for name, known in (("check", CHECKS), ("future", FUTURES)):
@@ -223,7 +236,7 @@ def _point(path: Path, number: int, row: Mapping[str, str | None], source: Mappi
                 f"{path}, row {number}, column {name}: {values[name]!r} is not known; it is empty or "
                 f"{' or '.join(known[1:])}"
             )
-    return Point(**values)
+    return Point(**values, extra=extra)
 
 
 def column(points: Sequence[Point], law: Law, variable: str) -> Array:
@@ -234,13 +247,13 @@ def column(points: Sequence[Point], law: Law, variable: str) -> Array:
     """
     found = []
     for point in points:
-        value = getattr(point, variable, None)
+        value = point.number(variable)
         if value is None and variable == "n" and law.n_counts:
-            value = getattr(point, law.n_counts)
+            value = point.number(law.n_counts)
         if value is None:
             wanted = f"{variable} (or {law.n_counts})" if variable == "n" else variable
             raise UserError(f"run {point.run}: no {wanted}, which law {law.name} needs; name its column with --map")
-        found.append(float(value))
+        found.append(value)
     return np.array(found)
 
 

@@ -80,11 +80,13 @@ def _minimise_batch(
         settled = better & (old_objective - new_objective <= SETTLED * old_objective) & (damping[running] <= 1e-3)
         theta[running[better]] = proposal[better]
         objective[running[better]] = new_objective[better]
-        residual[better] = new_residual[better]
-        derivative[better] = new_derivative[better]
+        worse = ~better  # seldom many, and the derivatives are the largest arrays
+        new_residual[worse], new_derivative[worse] = residual[worse], derivative[worse]
+        residual, derivative = new_residual, new_derivative
         damping[running] = np.maximum(damping[running] * np.where(better, 0.2, 5.0), 1e-9)
         going = ~settled & (damping[running] < GIVE_UP) & (objective[running] > EXACT)
-        running, residual, derivative = running[going], residual[going], derivative[going]
+        if not going.all():
+            running, residual, derivative = running[going], residual[going], derivative[going]
         if not len(running):
             break
     return Solution(theta, objective)

@@ -17,6 +17,15 @@ VALUES: dict[str, dict[str, float]] = {
     },
     "dense-moe": {"sigma": 1.0, "A": 40, "alpha": 0.3, "gamma": 0.1, "B": 120, "beta": 0.3},
     "power": {"a": 20, "b": 0.08},
+    "overtraining": {"E": 1.5, "a": 60, "b": 200, "eta": 0.16},
+    # Clark et al. 2022, S-Base
+    "clark": {"a": -0.082, "b": -0.108, "c": 0.009, "d": 1.104, "E_s": 1.847, "E_max": 314.478},
+    "leverage": {"a": 1.23, "d": -0.0761, "beta": -0.117, "gamma": 0.0167, "A_start": 0.0163, "A_max": 2.5},
+    # Ludziejewski et al. 2025, table 3
+    "joint": {
+        "c": 1.3637, "a": 35.91, "alpha": -0.1889, "delta": -0.2285, "gamma": 0.0098, "b": 35.98, "beta": -0.1775,
+        "omega": 0.5529, "zeta": -0.0259, "E_s": 2.0732, "E_max": 290.4521,
+    },
 }  # fmt: skip
 
 
@@ -46,7 +55,36 @@ WRITTEN_OUT = {
         c["A"] / (v["n"] ** c["alpha"] * v["e"] ** c["gamma"]) + c["B"] / v["d"] ** c["beta"] + c["sigma"]
     ),
     "power": lambda v, c: c["a"] * v["c"] ** -c["b"],
+    "overtraining": lambda v, c: (
+        c["E"]
+        + (c["a"] * (v["d"] / v["n"]) ** c["eta"] + c["b"] * (v["d"] / v["n"]) ** -c["eta"])
+        * (6 * v["n"] * v["d"]) ** -c["eta"]
+    ),
+    "clark": lambda v, c: (
+        10
+        ** (
+            c["a"] * np.log10(v["n"])
+            + (c["b"] + c["c"] * np.log10(v["n"])) * np.log10(saturated(v["e"] - 1, c["E_s"], c["E_max"]))
+            + c["d"]
+        )
+    ),
+    "leverage": lambda v, c: (
+        saturated(1 - v["s"], c["A_start"], c["A_max"])
+        ** (c["a"] + c["d"] * np.log10(v["c"]) + c["beta"] * np.log10(v["g"]) + c["gamma"] * np.log10(v["g"]) ** 2)
+    ),
+    "joint": lambda v, c: joint(v["n"], v["d"], saturated(v["e"] - 1, c["E_s"], c["E_max"]), c),
 }
+
+
+def saturated(x: np.ndarray, start: float, limit: float) -> np.ndarray:
+    """Clark et al. 2022: 1/x^ = 1/(x + (1/start - 1/limit)^-1) + 1/limit."""
+    return 1 / (1 / (x + 1 / (1 / start - 1 / limit)) + 1 / limit)
+
+
+def joint(n: np.ndarray, d: np.ndarray, e: np.ndarray, c: dict[str, float]) -> np.ndarray:
+    by_n = c["a"] * e ** c["delta"] * n ** (c["alpha"] + c["gamma"] * np.log(e))
+    by_d = c["b"] * e ** c["omega"] * d ** (c["beta"] + c["zeta"] * np.log(e))
+    return by_n + by_d + c["c"]
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
@@ -108,7 +146,7 @@ def test_power_takes_the_variable_it_is_given() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(UserError, match=r"chinchila.*chinchilla, kaplan, granularity, sparsity, dense-moe, power"):
+    with pytest.raises(UserError, match=r"chinchila.*chinchilla, kaplan, clark, .*overtraining, power, or your own"):
         law_named("chinchila")
     with pytest.raises(UserError, match=r"needs n, d: d is not given \(given: n\)"):
         LAWS["chinchilla"].logs_of({"n": np.ones(3)})
