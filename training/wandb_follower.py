@@ -95,7 +95,8 @@ def follow(folder: Path, config: WandbConfig, content: dict[str, Any]) -> None:
     )
     if run.url:
         print(f"wandb: {run.url}", file=sys.stderr, flush=True)
-    first, since, row, at = run.step, float("inf"), {}, 0
+    first, since, at = run.step, float("inf"), 0
+    row: dict[str, float] = {}
     state = "failed"  # unless the record says how the attempt ended
     for line in _lines(folder / RECORD):
         kind = line["kind"]

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from moescale.launch.planned import PlannedRun
+from moescale.launch.slurm.attempts import Attempts
 from moescale.launch.slurm.commands import Element
 from moescale.launch.slurm.journal import Owner
 from moescale.launch.slurm.states import NO_SLURM, Slurm, run_state
@@ -46,6 +47,27 @@ def test_states_are_joined(said: Any, known: Slurm, state: str, reason: str, tmp
     assert (found.state, found.reason, found.job) == (state, reason, "7_2")
     assert found.to_resubmit == (state in ("failed", "lost"))
     assert not found.to_submit
+
+
+def test_what_a_job_left_tells_where_accounting_does_not(tmp_path: Path) -> None:
+    """The lines are those of Slurm 22.05's slurmstepd; tests/cluster/test_accounting.py has it write them."""
+    folder, log = tmp_path / "runs" / "a", tmp_path / "slurm" / "001" / "runs-1-7-2.log"
+    log.parent.mkdir(parents=True)
+    write_status(folder, "running", step=3, steps_total=9)
+    Attempts(folder).start("b", "7_2", "n3", "")
+    earlier = "slurmstepd: error: *** JOB 9 ON n3 CANCELLED AT 2026-11-22T20:00:00 DUE TO NODE FAILURE ***\n"
+    began = "2026-11-22 20:01:00 start 1 of a as job 7_2; its output: 1.log\n"
+    for text, verdict in (
+        (earlier + began, "Slurm has forgotten it"),
+        (began + "slurmstepd: error: *** JOB 9 ON n3 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n", "TIMEOUT"),
+        (began + "slurmstepd: error: *** JOB 9 ON n3 CANCELLED AT 2026 ***\n", "CANCELLED"),
+        (earlier, "NODE_FAIL"),
+    ):
+        log.write_text(text)
+        found = run_state(RUN, folder, OWNER, Slurm({}, {}))
+        assert (found.state, found.step) == ("lost", 3)
+        said = f"its job 7_2 is over: {verdict}; start 1 on n3 left no end: killed, or lost with its node"
+        assert found.reason == said
 
 
 def test_without_a_job_the_run_alone_says_how_it_is(tmp_path: Path) -> None:
