@@ -247,9 +247,11 @@ class SlurmCluster:
                 self._database.wait(15)
             except subprocess.TimeoutExpired:
                 self._database.kill()
+        ours = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         for process in psutil.process_iter():  # a slurmstepd does not end when its slurmd was killed
-            with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+            with suppress(psutil.Error, OSError):
+                # Not by psutil's environ(), which ends at the hole that slurmstepd's new title leaves there.
+                if ours in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                     process.kill()
         if self.limits_memory:
             time.sleep(0.5)  # a cgroup can go when its last process has
