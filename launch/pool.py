@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -24,7 +24,7 @@ from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, 
 from ..training.config import RunConfig
 from ..training.run import train
 from ..training.status import read_status
-from .failure import explain_failure
+from .failure import explain_failure, kernel_kills, starved_since
 
 _TICK = 0.5  # seconds between looks at the clock and at stop requests
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -67,6 +67,7 @@ class Child:
     first_step: int
     started: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.time)  # on the clock of status.json
+    kernel_kills: int | None = field(default_factory=kernel_kills)
 
 
 class Watcher(Protocol):
@@ -156,6 +157,7 @@ def _run_child(job: Job, log: Path, parent: int) -> NoReturn:
     code = EXIT_FAILED
     try:
         _die_with(parent)
+        _be_killed_first()
         os.setpgrp()  # Ctrl-C on a terminal reaches the parent alone, which then asks each child once
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
@@ -185,6 +187,12 @@ def _die_with(parent: int) -> None:
         os._exit(EXIT_FAILED)
 
 
+def _be_killed_first() -> None:
+    """When memory runs out the kernel shall end this run, not the parent that can say so and go on with others."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
 def _outcome(child: Child, stopping: bool) -> Outcome:
     child.process.join()
     code = child.process.exitcode
@@ -192,5 +200,6 @@ def _outcome(child: Child, stopping: bool) -> Outcome:
     if stopping and code in (-signal.SIGTERM, -signal.SIGKILL):  # we did that: it goes on from its last checkpoint
         code = EXIT_STOPPED
     done = code in (EXIT_DONE, EXIT_STOPPED)
-    reason = "" if done else explain_failure(child.job.folder, child.log, child.began, code)
+    starved = starved_since(child.kernel_kills)
+    reason = "" if done else explain_failure(child.job.folder, child.log, child.began, code, starved=starved)
     return Outcome(child.job, code, reason, time.monotonic() - child.started)

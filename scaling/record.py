@@ -80,11 +80,11 @@ class RecordWriter:
     def header(self, content: Mapping[str, Any]) -> None:
         self._write({"kind": "header", "schema": SCHEMA, **content})
 
-    def step(self, content: Mapping[str, Any]) -> None:
-        self._write({"kind": "step", **content})
+    def step(self, content: Mapping[str, Any]) -> Line:
+        return self._write({"kind": "step", **content})
 
-    def eval(self, content: Mapping[str, Any]) -> None:
-        self._write({"kind": "eval", **content})
+    def eval(self, content: Mapping[str, Any]) -> Line:
+        return self._write({"kind": "eval", **content})
 
     def event(self, what: str, step: int, why: str, **more: Any) -> None:
         self._write({"kind": "event", "what": what, "step": step, "why": why, **more})
@@ -101,9 +101,10 @@ class RecordWriter:
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Line) -> Line:
         self._file.write(encode_line(line))
         self._file.flush()
+        return line
 
 
 def rewind(folder: Path, step: int, attempt: int) -> None:

@@ -17,6 +17,7 @@ from ..moe.config import MoEConfig
 from ..parallel.config import OVERLAPPING, ParallelConfig, RuntimeConfig
 from ..parallel.topology import Topology
 from ..scaling.record_schema import HELD_OUT
+from .logging_config import LoggingConfig
 
 CONFIG = "config.yaml"  # of a run, resolved, in its folder
 BUDGETS = ("tokens", "flops", "steps")
@@ -27,6 +28,7 @@ LATER = {
     "model": ("norm_eps", "rotary_fraction", "qkv_bias", "mla", "yarn"),
     "eval": ("tasks",),
     "checkpoint": ("keep_every", "async_"),
+    "logging": ("wandb",),
 }
 
 
@@ -133,12 +135,6 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for name in self.tasks:
             check_task_name(name)
         return self
-
-
-class LoggingConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """What is written beside the record."""
-
-    tensorboard: bool = True
 
 
 class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -1,4 +1,4 @@
-"""What a run writes: the record's lines, status.json, TensorBoard and the progress line. Rank 0 only.
+"""What a run writes: the record's lines, status.json, trackers and the progress line. Rank 0 only.
 
 On other ranks every method does nothing, so the loop reads the same everywhere.
 """
@@ -19,15 +19,16 @@ from ..models.counts import CONVENTIONS, count_parameters, flops_per_token, mixt
 from ..moe import ops
 from ..scaling.record import RecordWriter
 from ..version import __version__
+from .board import Board
 from .budget import flops_per_step, tokens_per_step
 from .downstream import Answers
 from .evaluate import Score
 from .setup import Setup, peak_memory
 from .status import State, write_status
 from .step import StepResult
+from .wandb_follower import Follower
 
 STATUS_EVERY = 1.0  # seconds between rewrites of status.json while running
-BOARD_EVERY = 0.2  # seconds between TensorBoard's points: curves for the eye; the record has every step
 
 
 def environment() -> dict[str, Any]:
@@ -64,7 +65,8 @@ class Recorder:
         if not self.writes:
             return
         self._record = RecordWriter(folder)
-        self._board = _Board(folder / "logs" / "tensorboard") if setup.config.logging.tensorboard else None
+        self._board: Board | None = None
+        self._follower: Follower | None = None
         self._progress = None if quiet or not sys.stderr.isatty() else _progress_line(setup)
 
     def begin(self, resumed_from: int | None, seconds_before: float) -> None:
@@ -106,6 +108,10 @@ class Recorder:
             }
         )
         self.status("running", step=resumed_from or 0)
+        if config.logging.tensorboard:
+            self._board = Board(self.folder / "logs" / "tensorboard", resumed_from or 0)
+        if config.logging.wandb is not None:
+            self._follower = Follower(self.folder)
 
     def step(self, step: int, lr: float, result: StepResult, seconds: float) -> None:
         """Step line; ``step`` counts from 1."""
@@ -113,7 +119,7 @@ class Recorder:
         if not self.writes:
             return
         squares = result.squares
-        self._record.step(
+        line = self._record.step(
             {
                 "step": step,
                 "tokens": step * self._tokens,
@@ -138,7 +144,7 @@ class Recorder:
             }
         )
         if self._board:
-            self._board.step(step, result, lr, self._tokens / seconds)
+            self._board.add(line)
         if self._progress:
             self._progress.update(self._progress.task_ids[0], completed=step, loss=result.loss)
         if time.monotonic() - self._status_written > STATUS_EVERY:
@@ -166,7 +172,7 @@ class Recorder:
     def _evaluation(self, step: int, domain: str, found: Score, score: float | None, **more: Any) -> None:
         if not self.writes:
             return
-        self._record.eval(
+        line = self._record.eval(
             {
                 "step": step,
                 "tokens": step * self._tokens,
@@ -179,6 +185,8 @@ class Recorder:
                 **more,
             }
         )
+        if self._board:
+            self._board.add(line)
 
     def event(self, what: str, step: int, why: str) -> None:
         if self.writes:
@@ -215,6 +223,8 @@ class Recorder:
         self._record.close()
         if self._board:
             self._board.close()
+        if self._follower:
+            self._follower.close()
         if self._progress:
             self._progress.stop()
 
@@ -232,36 +242,3 @@ def _progress_line(setup: Setup) -> Progress:
     progress.add_task(setup.config.name, total=setup.steps, loss=float("nan"))
     progress.start()
     return progress
-
-
-class _Board:
-    """TensorBoard beside the record: one event a step with all its scalars."""
-
-    def __init__(self, folder: Path):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._event, self._summary = Event, Summary
-        self._written = 0.0
-        self._writer = EventFileWriter(str(folder))
-
-    def step(self, step: int, result: StepResult, lr: float, tokens_per_second: float) -> None:
-        if result.noise is None and time.monotonic() - self._written < BOARD_EVERY:
-            return
-        self._written = time.monotonic()
-        scalars = {
-            "loss": result.loss,
-            "grad_norm": result.squares.total**0.5,
-            "lr": lr,
-            "tokens_per_second": tokens_per_second,
-        }
-        if result.noise is not None and result.noise["all"]["b_simple"] is not None:
-            scalars["noise/b_simple"] = result.noise["all"]["b_simple"]
-        for layer in result.router:
-            scalars[f"router/max_violation/{layer['layer']}"] = layer["max_violation"]
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
-
-    def close(self) -> None:
-        self._writer.close()

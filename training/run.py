@@ -25,6 +25,7 @@ from .facts import facts
 from .last_words import LastWords
 from .status import LOCK, read_status
 from .stop import StopRequest
+from .wandb_follower import require_wandb
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:
@@ -68,6 +69,8 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> int:
 def _get_ready(config: RunConfig, folder: Path, place: Place, topology: Topology, held: ExitStack) -> dict[str, Any]:
     """Everything that needs no other rank; returns what must be the same on all of them."""
     if place.rank == 0:
+        if config.logging.wandb is not None:
+            require_wandb()
         held.enter_context(_locked(folder))
         _check_folder(config, folder)
         write_atomically(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

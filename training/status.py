@@ -13,6 +13,9 @@ from ..base.files import write_atomically
 State = Literal["pending", "running", "done", "preempted", "failed"]
 SCHEMA = 1
 LOCK = ".lock"
+# Seconds without a word, after which a run on another host is dead if nobody holds its folder. Some shared file systems
+# do not show locks to other hosts, so a free folder alone proves nothing.
+SILENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,17 @@ def is_held(folder: Path) -> bool:
 
 
 def current_status(folder: Path) -> Status | None:
-    """`read_status`, but a run whose process was killed on this host is not called running."""
+    """`read_status`, but a run whose processes are gone is not called running.
+
+    Whoever kills a run's processes, mpirun after the loss of a rank too, leaves them no time to say so.
+    """
     status = read_status(folder)
-    if status is None or status.state != "running" or status.host != socket.gethostname() or is_held(folder):
+    if status is None or status.state != "running" or is_held(folder):
         return status
-    return replace(status, state="failed", reason="its process was killed; start it again to go on")
+    silent = time.time() - status.updated
+    if status.host == socket.gethostname():
+        return replace(status, state="failed", reason="its process was killed; start it again to go on")
+    if silent > SILENCE:
+        reason = f"not heard from for {silent:.0f} s, last on {status.host}; start it again to go on"
+        return replace(status, state="failed", reason=reason)
+    return status

@@ -13,6 +13,7 @@ from .attempts import Outcome
 _RANK_CODE = re.compile(rb"^\s*exitcode\s*: (-?\d+) ", re.MULTILINE)
 _ENDED_BY_TORCHRUN = -15
 _NOT_FINITE = "not finite"
+_MEND = "study resubmit asks for twice the memory; or lower training.micro_batch or the size of the model"
 
 
 class Judgement(NamedTuple):
@@ -22,12 +23,13 @@ class Judgement(NamedTuple):
     reason: str
 
 
-def judge(folder: Path, log: Path, offset: int, began: float, code: int) -> Judgement:
+def judge(folder: Path, log: Path, offset: int, began: float, code: int, starved: bool | None) -> Judgement:
     """Judge the start that ``began`` (seconds since the epoch) and whose command ended with ``code``.
 
     Args:
         offset: where this start's output begins in ``log``.
         code: as srun gives it: 128 + n for a rank that signal n killed.
+        starved: whether this node's kernel killed processes for want of memory meanwhile; None: not known.
     """
     status = read_status(folder)
     if status is not None and status.state == "done":
@@ -35,7 +37,10 @@ def judge(folder: Path, log: Path, offset: int, began: float, code: int) -> Judg
     if status is not None and status.state == "preempted" and status.updated >= began:
         return Judgement("stopped", status.reason or "asked to stop")
     codes = _codes_of_ranks(log, offset) or {code}
-    reason = explain_failure(folder, log, began, 128 - code if code > 128 else code, offset=offset)
+    # That this node lacked no memory says nothing of the others.
+    reason = explain_failure(
+        folder, log, began, 128 - code if code > 128 else code, offset=offset, starved=starved or None, mend=_MEND
+    )
     if codes == {EXIT_BAD_INPUT}:
         return Judgement("input", reason)
     if is_memory(reason):

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from ...base.errors import UserError
-from ...training.status import Status, current_status
+from ...training.status import Status, current_status, read_status
 from ..ends import latest_line, log_tail
 from ..planned import ImpossibleRun, PlannedRun
 from ..study_folder import StudyFolder
 from . import commands
 from .journal import Journal, Owner, Submitted, owners
+from .traces import last_start, verdict_in_logs
 
 # `waiting`: a job of Slurm waits for its turn. `lost`: what did the run is gone, and nothing will go on with it.
 State = Literal["pending", "waiting", "running", "done", "preempted", "failed", "lost"]
@@ -113,8 +114,12 @@ def study_states(folder: StudyFolder, runs: Sequence[PlannedRun | ImpossibleRun]
 
 def run_state(run: PlannedRun | ImpossibleRun, folder: Path, owner: Owner | None, slurm: Slurm) -> RunState:
     """State of one run; ``owner``: what it was submitted as, if it ever was."""
-    status, element = current_status(folder), slurm.active(owner)
+    # Where Slurm knows of the run, it knows better than locks and clocks whether its processes live.
+    status = read_status(folder) if owner and slurm.elements is not None else current_status(folder)
+    element = slurm.active(owner)
     state, reason = _joined(status, element, owner, slurm)
+    if state == "lost" and owner is not None:
+        reason = _account(folder, owner, slurm, reason)
     step, total = (status.step, status.steps_total) if status else (0, 0)
     line = latest_line(folder, "step") if state in ("running", "preempted", "lost") else None
     if line is not None:
@@ -151,6 +156,12 @@ def _joined(
         return "running", ""
     if said == "failed":
         return said, reason
-    verdict = slurm.verdict(owner) or "Slurm has forgotten it"
-    last = f"; {reason}" if reason else ""
-    return "lost", f"its job {owner.job}_{owner.index} is over: {verdict}{last}"
+    return "lost", reason
+
+
+def _account(folder: Path, owner: Owner, slurm: Slurm, said: str) -> str:
+    """How a lost run was lost: by Slurm, else by what its job left in the study's folder."""
+    study = folder.parent.parent
+    verdict = slurm.verdict(owner) or verdict_in_logs(study, owner.job, owner.index) or "Slurm has forgotten it"
+    parts = [f"its job {owner.job}_{owner.index} is over: {verdict}", last_start(folder), said]
+    return "; ".join(filter(None, parts))

@@ -21,6 +21,7 @@ from types import FrameType
 from ...base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from ...training.status import State, is_held, read_status, write_status
 from ...training.stop import A_SIGNAL, ANOTHER_RANK
+from ..failure import kernel_kills, starved_since
 from . import commands
 from .attempts import Attempts, Policy, Start, saved_so_far
 from .judgement import Judgement, judge
@@ -92,7 +93,7 @@ class Supervisor:
         log = self.folder / "logs" / f"{(status.attempt if status else 0) + 1}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         _say(f"start {start.number} of {self.folder.name} as job {self.job}; its output: {log}")
-        began = time.time()
+        began, kills = time.time(), kernel_kills()
         with log.open("ab") as file:
             offset = file.tell()
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -100,7 +101,7 @@ class Supervisor:
             # Not by wait() alone: a signal's handler runs between two looks.
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_TICK)
-        return judge(self.folder, log, offset, began, process.returncode)
+        return judge(self.folder, log, offset, began, process.returncode, starved_since(kills))
 
     def _conclude(self, judgement: Judgement) -> int:
         """Note how this start ended, and have Slurm start the run again where that helps."""

@@ -1,10 +1,12 @@
 """A throw-away Slurm on this host: munged, slurmctld and several slurmd, each a node, below one folder.
 
-No systemd, no cgroups, no accounting, nothing in /etc. Debian's packages: ``apt-get install slurm-wlm munge``.
+No systemd, nothing in /etc. Debian's packages: ``apt-get install slurm-wlm munge``. On request with accounting (a
+MariaDB and slurmdbd of its own) and with limits on memory, for which root and cgroups of version 1 are needed.
 """
 
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -17,8 +19,11 @@ from pathlib import Path
 import psutil
 
 INSTALL = "apt-get install slurm-wlm munge"
+INSTALL_ACCOUNTING = f"{INSTALL} slurmdbd mariadb-server"
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _DAEMONS = ("munged", "slurmctld", "slurmd")
+_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacct")
+_MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
 # cred_expire: a requeued job would wait for the default of 120 s. SlurmdTimeout: a dead node is noticed after that.
 _CONFIG = """
 ClusterName=throwaway
@@ -35,8 +40,8 @@ SlurmctldPidFile={root}/run/slurmctld.pid
 SlurmdPidFile={root}/run/slurmd.%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+ProctrackType=proctrack/{tracking}
+TaskPlugin=task/{task}
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 SwitchType=switch/none
@@ -44,8 +49,8 @@ ReturnToService=2
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_delay=1
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-MinJobAge=600
+SelectTypeParameters=CR_{resources}
+MinJobAge={memory_of_jobs}
 KillWait=20
 SlurmdTimeout=10
 SlurmctldTimeout=10
@@ -56,16 +61,45 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
-AccountingStorageType=accounting_storage/none
+{accounting}
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
+_DBD_CONFIG = """
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/munge.sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser={user}
+PidFile={root}/run/slurmdbd.pid
+LogFile={root}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database}
+StorageUser=slurm
+StoragePass={password}
+StorageLoc=accounting
+"""
+_CGROUP_CONFIG = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=yes
+AllowedSwapSpace=0
+"""
 
 
-def missing() -> list[str]:
+def missing(*, accounting: bool = False) -> list[str]:
     """Programs that the cluster needs and this machine lacks."""
-    return [name for name in (*_DAEMONS, "sbatch", "srun") if shutil.which(name, path=_PATH) is None]
+    needed = (*_DAEMONS, "sbatch", "srun", *(_ACCOUNTING if accounting else ()))
+    return [name for name in needed if shutil.which(name, path=_PATH) is None]
+
+
+def can_limit_memory() -> bool:
+    """Whether this process may make memory cgroups of version 1."""
+    return os.geteuid() == 0 and (_MEMORY_CGROUP / "cgroup.procs").exists()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float, tick: float = 0.1) -> None:
@@ -79,21 +113,43 @@ def until(condition: Callable[[], bool], what: str, seconds: float, tick: float 
 class SlurmCluster:
     """The cluster below ``root``. Commands find it with `environment`."""
 
-    def __init__(self, root: Path, nodes: int = 4, cores: int = 1):
-        self.root = root
+    def __init__(
+        self, root: Path, nodes: int = 4, cores: int = 1, *, accounting: bool = False, limit_memory: bool = False
+    ):
+        self.root, self.accounting, self.password = root, accounting, secrets.token_hex(16)
+        self.limits_memory = limit_memory
+        self._database: subprocess.Popen[bytes] | None = None
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self.environment = {**os.environ, "SLURM_CONF": str(root / "slurm.conf"), "PATH": _PATH}
         for folder in ("munge", "state", "run", "log", *(f"spool/{node}" for node in self.nodes)):
             (root / folder).mkdir(parents=True)
         (root / "munge").chmod(0o700)
-        ports = _free_ports(nodes + 1)
+        *ports, self.database_port, dbd_port = _free_ports(nodes + 3)
         lines = [
             f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.{10 + number} Port={ports[number]} "
             f"CPUs={cores} RealMemory=16000 State=UNKNOWN"
             for number, node in enumerate(self.nodes, 1)
         ]
-        config = _CONFIG.format(port=ports[0], user=getpass.getuser(), root=root, nodes="\n".join(lines))
+        storage = "none"
+        if accounting:  # squeue forgets soon, so that sacct is asked
+            storage = f"slurmdbd\nAccountingStorageHost=127.0.0.1\nAccountingStoragePort={dbd_port}\n"
+            storage += f"AccountingStoragePass={root}/munge/munge.sock"  # where munge is asked, not a password
+        common = {"root": root, "user": getpass.getuser()}
+        config = _CONFIG.format(
+            port=ports[0], nodes="\n".join(lines), accounting=f"AccountingStorageType=accounting_storage/{storage}",
+            memory_of_jobs=2 if accounting else 600,
+            tracking="cgroup" if limit_memory else "linuxproc", task="cgroup" if limit_memory else "none",
+            resources="CPU_Memory" if limit_memory else "CPU", **common,
+        )  # fmt: skip
         (root / "slurm.conf").write_text(config)
+        if limit_memory:
+            (root / "cgroup.conf").write_text(_CGROUP_CONFIG)
+        if accounting:
+            path = root / "slurmdbd.conf"
+            path.write_text(
+                _DBD_CONFIG.format(port=dbd_port, database=self.database_port, password=self.password, **common)
+            )
+            path.chmod(0o600)
 
     def start(self) -> None:
         """Every daemon, until all nodes are idle."""
@@ -105,11 +161,37 @@ class SlurmCluster:
             f"--pid-file={self.root}/run/munged.pid", f"--log-file={self.root}/log/munged.log",
             f"--seed-file={munge}/seed", "--num-threads=2",
         )  # fmt: skip
+        if self.accounting:
+            self._start_accounting()
         self._call("slurmctld", "-c")
         until(lambda: self.ask("scontrol", "ping").returncode == 0, "slurmctld", 30)
         for node in self.nodes:
             self.start_node(node)
         until(lambda: self.idle() == len(self.nodes), "idle nodes", 60)
+
+    def _start_accounting(self) -> None:
+        """A MariaDB of our own, slurmdbd on it, and the cluster's name in it."""
+        data, socket_file = self.root / "database", self.root / "run" / "mariadb.sock"
+        user = getpass.getuser()
+        self._call("mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={data}", "--skip-test-db")
+        init = self.root / "run" / "init.sql"
+        init.write_text(
+            f"CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY '{self.password}';\n"
+            "GRANT ALL ON accounting.* TO 'slurm'@'127.0.0.1';\n"
+        )
+        program = shutil.which("mariadbd", path=_PATH)
+        assert program is not None
+        with (self.root / "log" / "mariadb.log").open("wb") as log:
+            self._database = subprocess.Popen(
+                [program, "--no-defaults", f"--user={user}", f"--datadir={data}", f"--socket={socket_file}",
+                 f"--port={self.database_port}", "--bind-address=127.0.0.1", "--skip-name-resolve",
+                 f"--init-file={init}"],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        until(lambda: _listens(self.database_port), f"a database\n{self.logs()}", 60)
+        self._call("slurmdbd")
+        add = ("sacctmgr", "--immediate", "add", "cluster", "throwaway")
+        until(lambda: self.ask(*add).returncode == 0, f"slurmdbd\n{self.logs()}", 60, tick=0.5)
 
     def start_node(self, node: str) -> None:
         self._call("slurmd", "-N", node)
@@ -159,16 +241,41 @@ class SlurmCluster:
                     os.kill(pid, 0)
                     time.sleep(0.1)
                 os.kill(pid, signal.SIGKILL)
+        if self._database is not None:
+            self._database.terminate()
+            try:
+                self._database.wait(15)
+            except subprocess.TimeoutExpired:
+                self._database.kill()
+        ours = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         for process in psutil.process_iter():  # a slurmstepd does not end when its slurmd was killed
-            with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+            with suppress(psutil.Error, OSError):
+                # Not by psutil's environ(), which ends at the hole that slurmstepd's new title leaves there.
+                if ours in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                     process.kill()
+        if self.limits_memory:
+            time.sleep(0.5)  # a cgroup can go when its last process has
+        for node in self.nodes if self.limits_memory else ():
+            for group in ("memory", "freezer"):
+                _remove_group(_MEMORY_CGROUP.parent / group / f"slurm_{node}")
 
     def _call(self, name: str, *arguments: str) -> None:
         program = shutil.which(name, path=_PATH)
         assert program is not None
         done = subprocess.run([program, *arguments], env=self.environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{name}: {done.stderr}\n{self.logs()}"
+
+
+def _remove_group(path: Path) -> None:
+    """A cgroup with those below it; one that still has processes stays."""
+    for folder, _, _ in os.walk(path, topdown=False):
+        with suppress(OSError):
+            Path(folder).rmdir()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_ports(count: int) -> list[int]:

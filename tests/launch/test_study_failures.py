@@ -82,7 +82,7 @@ def test_a_reason_of_an_earlier_attempt_is_not_given_again(tmp_path):
         ("MemoryError: ", 1, "out of memory: MemoryError"),
         ("ArrayMemoryError: Unable to allocate 7.45 GiB for an array", 1, "out of memory: ArrayMemoryError"),
         ("OutOfMemoryError: CUDA out of memory.\nTried to allocate", 1, "CUDA out of memory.; lower workers"),
-        (None, -9, "the machine ran out of memory: lower workers"),
+        (None, -9, "the machine had no memory left: lower workers"),
         (None, -11, "killed by SIGSEGV; see "),
     ],
 )
