@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
-from . import cli_cluster
+from . import cli_cluster, cli_frontier
 from .arguments import AsJson, Overrides, StudyDirectory, StudyFile, World
 from .environment import restart_with_allocator_settings
 from .output import console, note, print_json, stdout_for_results
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     for verb in (plan, run, collect, report):
         study.command(verb.__name__)(verb)
     cli_cluster.register(study)
+    cli_frontier.register(study)
     app.add_typer(study, name="study")
 
 
