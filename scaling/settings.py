@@ -108,10 +108,9 @@ class Ratio:
 
 
 def grids(points: Sequence[Point], noise: SeedNoise | None) -> list[Grid]:
-    """Every grid with at least three rates at one batch; the runs of the learning-rate check belong to it too."""
-    everything = [replace(point, check="") for point in points]
+    """Every grid with at least three rates at one batch; the runs of the learning-rate check are in `rates`."""
     groups: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells_of(everything):
+    for cell in cells_of(points):
         if None in cell.setting:
             continue
         sample = cell.runs[0]
