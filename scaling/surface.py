@@ -125,7 +125,9 @@ def _surface(budget: float, g: float, cells: dict[tuple[float, float], tuple[flo
     square = float(np.sum((fitted - loss) ** 2)) / (len(loss) - COEFFICIENTS)
     held_s, held_error = _held_out(x, y, s, loss)
     rng = np.random.default_rng(0)
-    drawn = fitted[:, None] + np.sqrt(square + error**2)[:, None] * rng.standard_normal((len(loss), DRAWS))
+    freedom = len(loss) - COEFFICIENTS
+    misfit = square * freedom / rng.chisquare(freedom, DRAWS)  # known from few points, so its size is drawn too
+    drawn = fitted[:, None] + np.sqrt(misfit + error[:, None] ** 2) * rng.standard_normal((len(loss), DRAWS))
     samples = np.linalg.lstsq(design, drawn, rcond=None)[0].T
     try:
         hull = Delaunay(np.column_stack([_unit(x, x), _unit(y, y)]))

@@ -22,8 +22,8 @@ from moescale.moe.config import MoEConfig
 from moescale.scaling.noise import NoiseAverage, NoiseEstimate, average
 
 VOCAB, SEQ = 256, 32
-GROUPS, SAMPLES, PROBES = 8, 64, 12  # groups of sequences; sequences in each; of these, how many probe the Hessian
-BATCH = 64  # sequences: of a training step, and of the Hessian
+GROUPS, SAMPLES, PROBES = 8, 48, 6  # groups of sequences; sequences in each; of these, how many probe the Hessian
+BATCH = 32  # sequences of a training step; four times as many for the Hessian
 LR = 3e-3
 
 
@@ -118,9 +118,9 @@ class Trained:
 
 
 def measured(moe: MoEConfig | None, gpt: ModuleType) -> Iterator[tuple[float, NoiseAverage, NoiseAverage]]:
-    """Mean training loss and both noise scales after 100, 300 and 900 steps."""
+    """Mean training loss and both noise scales after 60 and 300 steps."""
     trained = Trained(moe, gpt)
-    for steps in (100, 200, 600):
+    for steps in (60, 240):
         trained.train(steps)
         yield sum(trained.losses[-30:]) / 30, *trained.scales()
 
@@ -132,11 +132,14 @@ def told(scale: NoiseAverage) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["dense", "E8G2"])
-def test_hessian_weighted_noise_of_a_real_model(family: str, reference_gpt: ModuleType) -> None:
+@pytest.mark.parametrize("family", ["dense", "E4G2"])
+def test_hessian_weighted_noise_of_a_real_model(
+    family: str, reference_gpt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_gpt, "MARGIN", -1.0)  # draws between experts do not matter here
     moe = None
-    if family == "E8G2":
-        moe = MoEConfig(experts=16, active=2, granularity=2, score="softmax_normalized", balance="none", aux_loss=0)
+    if family == "E4G2":
+        moe = MoEConfig(experts=8, active=2, granularity=2, score="softmax_normalized", balance="none", aux_loss=0)
     print("\nfamily, loss: B_simple, B_noise in tokens (95 %), ratio")
     ratios = []
     for loss, simple, weighted in measured(moe, reference_gpt):
