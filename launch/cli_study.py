@@ -56,6 +56,7 @@ def plan(
     from .plan import plan_study
     from .plan_table import render_checks
     from .plan_warnings import found_tokens, node_warnings, text_warnings
+    from .predictions import predicted_runs
     from .study_config import load_study
 
     study = load_study(file, overrides)
@@ -65,6 +66,7 @@ def plan(
             raise UserError(f"--node-ranks ({node_ranks}): the cluster file says that; leave it out")
         expansion = placed(expansion, load_cluster(cluster), world)
     planned = plan_study(study, expansion, world)
+    last = predicted_runs(study, expansion, planned)
     configs = {run.name: run.config for run in expansion.runs}
     on_node = {run.name: run.choice.node_ranks if run.choice is not None else node_ranks for run in expansion.runs}
     topologies = {
@@ -78,6 +80,8 @@ def plan(
         print_json(planned.as_json() | found)
     else:
         _show_plan(planned, study)
+        if last:
+            note(f"{len(last)} runs are held out: trained last, after the register says what fits expect of them")
         if checks is not None:
             console().print(render_checks(checks))
     faults = [f"{check.runs[0]}: {fault}" for check in checks or () for fault in check.faults]

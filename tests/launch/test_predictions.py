@@ -52,7 +52,7 @@ def test_the_largest_runs_are_predicted_then_trained_then_compared(work, moescal
     assert "Predicted beforehand, then measured" in (out / "report.html").read_text()
 
     # The same command again changes nothing; a measured run is not predicted unless the line says so.
-    assert moescale("study", "run", study, "--out", out).returncode == 0
+    assert main("study", "run", study, "--out", out).returncode == 0
     assert len(Register(out / "predictions.jsonl").read()) == 2
     fitted = out / "fits" / "power-dense.json"
     refused = main("predict", fitted, "--study", out, "--for", largest[0])
