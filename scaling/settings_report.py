@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from . import formats
 from .analysis import Analysis
@@ -36,6 +37,9 @@ def plot(found: Sequence[Grid]) -> Plot | None:
             else:
                 axis.plot(row.rates, row.losses, ":", color=colour, linewidth=1, label=name)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         label(axis, "peak learning rate", "loss (nats/token)" if axis is axes[0] else "",
               f"{grid.family}, {formats.count(grid.n)}, {formats.flops(grid.budget)}")  # fmt: skip
         legend(axis)

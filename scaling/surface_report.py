@@ -39,7 +39,7 @@ def plot(found: Sequence[Surface]) -> Plot | None:
         label(axis, "total parameters", "loss (nats/token)" if axis is axes[0] else "", title)
     caption = (
         "Points: means over seeds, from blue (dense) to red (sparsest); the stroke from each leads to the surface. "
-        "Grey: the surface along one sparsity."
+        "Grey lines join the surface's values at runs of one sparsity."
     )
     columns = ("budget (FLOPs)", "G", "total parameters", "S", "loss (nats/token)", "surface minus loss")
     return Plot("surface", "Loss over size and sparsity", as_image(figure), caption, columns, rows)
