@@ -132,6 +132,7 @@ def told(scale: NoiseAverage) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # more than the default on a machine that is shared
 @pytest.mark.parametrize("family", ["dense", "E4G2"])
 def test_hessian_weighted_noise_of_a_real_model(
     family: str, reference_gpt: ModuleType, monkeypatch: pytest.MonkeyPatch
