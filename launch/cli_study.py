@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
-from . import cli_cluster
+from . import cli_cluster, cli_frontier
 from .arguments import AsJson, Overrides, StudyDirectory, StudyFile, World
 from .environment import restart_with_allocator_settings
 from .output import console, note, print_json, stdout_for_results
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     for verb in (plan, run, collect, report):
         study.command(verb.__name__)(verb)
     cli_cluster.register(study)
+    cli_frontier.register(study)
     app.add_typer(study, name="study")
 
 
@@ -55,6 +56,7 @@ def plan(
     from .plan import plan_study
     from .plan_table import render_checks
     from .plan_warnings import found_tokens, node_warnings, text_warnings
+    from .predictions import predicted_runs
     from .study_config import load_study
 
     study = load_study(file, overrides)
@@ -64,6 +66,7 @@ def plan(
             raise UserError(f"--node-ranks ({node_ranks}): the cluster file says that; leave it out")
         expansion = placed(expansion, load_cluster(cluster), world)
     planned = plan_study(study, expansion, world)
+    last = predicted_runs(study, expansion, planned)
     configs = {run.name: run.config for run in expansion.runs}
     on_node = {run.name: run.choice.node_ranks if run.choice is not None else node_ranks for run in expansion.runs}
     topologies = {
@@ -77,6 +80,8 @@ def plan(
         print_json(planned.as_json() | found)
     else:
         _show_plan(planned, study)
+        if last:
+            note(f"{len(last)} runs are held out: trained last, after the register says what fits expect of them")
         if checks is not None:
             console().print(render_checks(checks))
     faults = [f"{check.runs[0]}: {fault}" for check in checks or () for fault in check.faults]

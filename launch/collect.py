@@ -1,6 +1,6 @@
 """From run folders to points, fits and a report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,9 @@ def collect(folder: StudyFolder, *, whole: bool = False) -> Collected:
             stale.unlink()
     for name, result in fits.items():
         result.save(folder.fits / f"{name}.json")
-    return Collected(study, points, records, fits, warnings, _outcomes(folder, points, records))
+    return Collected(
+        study, points, records, fits, warnings, _outcomes(folder, {run.name for run in runs}, points, records)
+    )
 
 
 def _read_whole(folder: StudyFolder, runs: Iterable[PlannedRun | ImpossibleRun]) -> dict[str, Condensed]:
@@ -87,9 +89,12 @@ def _read_whole(folder: StudyFolder, runs: Iterable[PlannedRun | ImpossibleRun])
     }
 
 
-def _outcomes(folder: StudyFolder, points: Sequence[Point], records: Mapping[str, Record]) -> list[Outcome]:
-    """What the register says, beside what was measured; written as a table too."""
-    entries = Register(folder.predictions).read()
+def _outcomes(
+    folder: StudyFolder, names: Collection[str], points: Sequence[Point], records: Mapping[str, Record]
+) -> list[Outcome]:
+    """What the register says of the runs ``names``, beside what was measured; written as a table too."""
+    # Parts of a study share a folder and its register: each reports on its own runs.
+    entries = [entry for entry in Register(folder.predictions).read() if entry.prediction.run in names]
     if not entries:
         folder.outcomes.unlink(missing_ok=True)
         return []

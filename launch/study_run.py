@@ -46,6 +46,7 @@ def run_study(
     plan = plan_study(study, expansion)
     possible = {row.name for row in plan.rows}
     runs = [run for run in expansion.runs if run.name in possible]
+    last = predicted_runs(study, expansion, plan) if only is None else {}
     with folder.locked():
         folder.claim(study, expansion)
         _leave_to_slurm(folder, expansion)
@@ -55,7 +56,6 @@ def run_study(
         pending = [run for run in wanted if not is_done(folder.run(run.name))]
         for warning in plan.warnings if pending or plan.impossible else ():
             note(f"warning: {warning}")
-        last = predicted_runs(study, expansion, plan) if only is None else {}
         first = [run for run in pending if run.name not in last]
         code = _run_pending(runs, first, plan, folder, quiet) if first else EXIT_DONE
         later = [run for run in pending if run.name in last]

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from . import isoflop, seeds
+from . import isoflop, seeds, settings
 from .downstream import Answered, Gap, answered, gaps_at_loss
 from .effects import Line, lines_along
+from .exponents import Growth, growths
 from .fitted import Fit
 from .gradient_noise import BatchLaw, Measured, NoiseRatio, batch_laws, measurements, noise_ratios
 from .outcomes import Outcome
@@ -13,6 +14,7 @@ from .points import Point
 from .rates import RateCheck, rate_checks
 from .record import Record
 from .saving import Saving, savings
+from .surface import Surface, surfaces
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Analysis:
         answered: how runs answered downstream tasks.
         score_gaps: families against dense in these, at equal loss.
         outcomes: registered predictions beside what was measured.
+        growths: how optimal size and tokens grow with compute.
+        surfaces: loss over size and sparsity, by budget and granularity.
+        grids: batch and learning rate, with their power laws and families against dense.
     """
 
     points: Sequence[Point]
@@ -48,12 +53,19 @@ class Analysis:
     answered: list[Answered]
     score_gaps: list[Gap]
     outcomes: Sequence[Outcome]
+    growths: list[Growth]
+    surfaces: list[Surface]
+    grids: list[settings.Grid]
+    setting_laws: list[settings.Law]
+    setting_ratios: list[settings.Ratio]
 
     @property
     def tests(self) -> int:
         """Differences that are held against their intervals."""
         steps = sum(len(line.steps) for line in (*self.sparsity, *self.granularity))
-        return len(self.comparisons) + len(self.pairings) + len(self.rates) + len(self.score_gaps) + steps
+        settings = sum(ratio.resolved is not None for ratio in self.setting_ratios)
+        counted = (self.comparisons, self.pairings, self.rates, self.score_gaps)
+        return sum(len(tests) for tests in counted) + steps + settings
 
 
 def analyse(
@@ -70,11 +82,12 @@ def analyse(
         fits: name -> law fitted to the points.
         outcomes: registered predictions beside what was measured.
     """
-    profiles = isoflop.profiles(points)
     noise = seeds.seed_noise(points)
+    profiles = isoflop.profiles(points, noise)
     powers = isoflop.best_loss_fits(profiles, noise)
     measured = measurements(points, records)
     asked = answered(points, records)
+    grids = settings.grids(points, noise)
     return Analysis(
         points=points,
         records=records,
@@ -94,4 +107,9 @@ def analyse(
         answered=asked,
         score_gaps=gaps_at_loss(asked),
         outcomes=outcomes,
+        growths=growths(profiles, fits, noise),
+        surfaces=surfaces(points, noise),
+        grids=grids,
+        setting_laws=settings.laws(grids, noise),
+        setting_ratios=settings.ratios(grids, noise),
     )

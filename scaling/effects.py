@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .cells import DENSE, Cell, Shape, cells_of
+from .minima import Minimum, minimum
 from .points import Point
 from .seeds import Difference, SeedNoise, difference
 
 Axis = Literal["s", "g"]
+
+
+FEWEST_LEVELS = 3  # for an optimum along a line
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,18 @@ def lines_along(axis: Axis, points: Sequence[Point], noise: SeedNoise | None) ->
             budget, shape, fixed = kept[key]
             found.append(Line(axis, budget, shape, fixed, tuple(alone), ordered, steps))
     return found
+
+
+def optimum(line: Line, noise: SeedNoise | None) -> Minimum | None:
+    """The best granularity, or along sparsity the best 1 / (1 - S): experts for each that a token visits.
+
+    Along sparsity active size and compute are fixed. None with fewer than three levels. Families along a line have few
+    seeds each, so the deviation is the pooled one, or the largest where families differ in theirs.
+    """
+    if len(line.values) < FEWEST_LEVELS:
+        return None
+    x = [value if line.axis == "g" else 1 / (1 - value) for value in line.values]
+    spread = None
+    if noise is not None:
+        spread = noise.pooled if noise.alike else max(noise.families.values(), key=lambda one: one.sd)
+    return minimum(x, [cell.mean for cell in line.cells], [len(cell.runs) for cell in line.cells], spread, "level")

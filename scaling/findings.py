@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from . import formats, outcome_report
+from . import formats, optimum_words
 from .analysis import Analysis
 from .downstream import Gap
 from .effects import Line
@@ -18,13 +18,24 @@ from .seeds import Difference, SeedNoise
 def findings(study: Analysis) -> list[str]:
     """The findings, most important first."""
     further = [
-        *outcome_report.sentences(study.outcomes),
+        *optimum_words.predicted(study.outcomes),
         *_paired(study),
         *_saved(study),
         *_effects("sparsity", study.sparsity),
         *_effects("granularity", study.granularity),
     ]
-    closing = [*_noise_ratios(study), *score_gaps(study.score_gaps), *_rates(study.rates), *_future(study.points)]
+    closing = [
+        *optimum_words.grown(study.growths),
+        *_noise_ratios(study),
+        *(
+            optimum_words.setting_ratio(one)
+            for one in study.setting_ratios
+            if one.what == "b" or one.resolved is not None
+        ),
+        *score_gaps(study.score_gaps),
+        *_rates(study.rates),
+        *_future(study.points),
+    ]
     return in_words(study.points, study.profiles, study.powers, study.comparisons, study.noise, further, closing)
 
 
@@ -52,7 +63,7 @@ def in_words(
 def warnings_of(study: Analysis) -> list[str]:
     """What the reader must know before believing the findings."""
     return [
-        *outcome_report.warnings(study.outcomes),
+        *optimum_words.register_warnings(study.outcomes),
         *_future(study.points),
         *(_refuted(check) for check in study.rates if check.refuted),
     ]

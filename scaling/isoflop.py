@@ -1,8 +1,9 @@
 """IsoFLOP profiles, best losses at equal compute, and dense against MoE.
 
 A profile is one family at one budget: final loss over model size. A parabola in log N through the points nearest to
-the smallest loss gives the optimum (Hoffmann et al. 2022, approach 2), if there are points on both sides of it.
-Otherwise the profile is flagged as an edge: its smallest loss is then only an upper bound of the best one.
+the smallest loss gives the optimum (Hoffmann et al. 2022, approach 2), with Akima's interpolation beside it, if there
+are points on both sides of it (`minima`). Otherwise the profile is flagged as an edge: its smallest loss is then only
+an upper bound of the best one.
 """
 
 import math
@@ -14,12 +15,12 @@ import numpy as np
 from .cells import DENSE, budgets_of, families_of, finished
 from .fit import Fit, fit
 from .fitted import LEVEL, Estimate
+from .minima import Minimum, minimum
 from .points import Point
 from .seeds import Difference, SeedNoise, reach
 
 __all__ = ["Comparison", "Profile", "Size", "best_loss_fits", "compare", "profiles"]
 
-NEAREST = 5  # sizes that a parabola goes through at most
 DRAWS = 1000  # of the errors behind an interval
 LARGEST_LOG = 50.0  # logarithm of a compute multiple beyond which it means nothing
 FEWEST_BUDGETS = 3  # for a power law of two coefficients
@@ -42,25 +43,40 @@ class Profile:
     Attributes:
         budget: FLOPs.
         sizes: by ascending active parameters.
-        interior: whether the optimum is bracketed by measured sizes.
-        n_best: optimal active parameters (parabola), or the best measured size at an edge.
-        d_best: tokens there.
-        loss_best: loss of the parabola's vertex, or the smallest measured one at an edge.
-        variance: of loss_best, in units of the variance of one run over seeds.
-        parabola: coefficients in (ln n - center), highest power first, with their center; None at an edge.
-        remark: why it is an edge; empty when interior.
+        minimum: of the loss over active parameters, nats a token.
+        d_best: tokens at the optimal size.
     """
 
     family: str
     budget: float
     sizes: tuple[Size, ...]
-    interior: bool
-    n_best: float
+    minimum: Minimum
     d_best: float
-    loss_best: float
-    variance: float
-    parabola: tuple[float, float, float, float] | None
-    remark: str
+
+    @property
+    def interior(self) -> bool:
+        """Whether the optimum is bracketed by measured sizes."""
+        return self.minimum.interior
+
+    @property
+    def n_best(self) -> float:
+        """Optimal active parameters (parabola), or the best measured size at an edge."""
+        return self.minimum.at
+
+    @property
+    def loss_best(self) -> float:
+        """Loss of the parabola's vertex, or the smallest measured one at an edge."""
+        return self.minimum.loss
+
+    @property
+    def variance(self) -> float:
+        """Of ``loss_best``, in units of the variance of one run over seeds."""
+        return self.minimum.variance
+
+    @property
+    def remark(self) -> str:
+        """Why it is an edge; empty when interior."""
+        return self.minimum.remark
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class Comparison:
     edge: bool
 
 
-def profiles(points: Sequence[Point]) -> list[Profile]:
+def profiles(points: Sequence[Point], noise: SeedNoise | None = None) -> list[Profile]:
     """All isoFLOP profiles of finished points: the dense family first, others as they come, by ascending budget."""
     points = finished(points)
     budgets = budgets_of(points)
@@ -97,35 +113,16 @@ def profiles(points: Sequence[Point]) -> list[Profile]:
         sizes.setdefault(point.n_active or 0.0, []).append(point)
     families = families_of(points)
     ordered = sorted(cells.items(), key=lambda cell: (families.index(cell[0][0]), cell[0][1]))
-    return [_profile(family, budget, sizes) for (family, budget), sizes in ordered]
+    return [_profile(family, budget, sizes, noise) for (family, budget), sizes in ordered]
 
 
-def _profile(family: str, budget: float, runs: dict[float, list[Point]]) -> Profile:
+def _profile(family: str, budget: float, runs: dict[float, list[Point]], noise: SeedNoise | None) -> Profile:
     sizes = tuple(_size(n, cell) for n, cell in sorted(runs.items()))
-    best = min(range(len(sizes)), key=lambda i: sizes[i].loss)
-
-    def edge(remark: str) -> Profile:
-        at = sizes[best]
-        return Profile(family, budget, sizes, False, at.n, at.d, at.loss, 1 / at.seeds, None, remark)
-
-    if len(sizes) < 3:
-        return edge(f"only {len(sizes)} size{'s' if len(sizes) > 1 else ''}")
-    if best in (0, len(sizes) - 1):
-        return edge(f"the {'smallest' if best == 0 else 'largest'} size is the best")
-    near = sorted(sorted(range(len(sizes)), key=lambda i: (abs(i - best), i))[:NEAREST])
-    log_n = np.log([sizes[i].n for i in near])
-    center = float(log_n.mean())
-    curve = np.polyfit(log_n - center, [sizes[i].loss for i in near], 2)
-    vertex = center - curve[1] / (2 * curve[0])
-    if curve[0] <= 0 or not log_n[0] < vertex < log_n[-1]:
-        return edge("the parabola has no minimum between the sizes")
-    log_d = np.interp(vertex, log_n, np.log([sizes[i].d for i in near]))
-    loss = float(np.polyval(curve, vertex - center))
-    # At the vertex the parabola's value depends on the losses, to first order, as a fixed mean of them.
-    weights = np.vander([vertex - center], 3)[0] @ np.linalg.pinv(np.vander(log_n - center, 3))
-    variance = float(np.sum(weights**2 / [sizes[i].seeds for i in near]))
-    parabola = (float(curve[0]), float(curve[1]), float(curve[2]), center)
-    return Profile(family, budget, sizes, True, math.exp(vertex), math.exp(log_d), loss, variance, parabola, "")
+    spread = noise.of(family)[1] if noise else None
+    log_n, log_d = np.log([(size.n, size.d) for size in sizes]).T
+    found = minimum([size.n for size in sizes], [size.loss for size in sizes], [size.seeds for size in sizes], spread)
+    d_best = math.exp(float(np.interp(math.log(found.at), log_n, log_d)))
+    return Profile(family, budget, sizes, found, d_best)
 
 
 def _size(n: float, runs: Sequence[Point]) -> Size:

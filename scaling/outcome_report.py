@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from . import formats
 from .cells import families_of
 from .figures import Plot, as_image, colours, label, legend, panels
+from .optimum_words import predicted
 from .outcomes import Outcome
 from .page import Block, Points
 from .points import Point
@@ -56,35 +57,9 @@ def _row(one: Outcome) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def sentences(found: Sequence[Outcome]) -> list[str]:
-    """How well laws predicted runs that they had not seen; entries that are no test are told apart."""
-    said = []
-    for fit in dict.fromkeys(one.fit for one in found):
-        tests = [one for one in found if one.fit == fit and one.counts]
-        if not tests:
-            continue
-        inside = sum(bool(one.inside) for one in tests)
-        errors = [one.share for one in tests if one.share is not None]
-        spread = f"{min(errors):+.1%} to {max(errors):+.1%}" if len(errors) > 1 else f"{errors[0]:+.1%}"
-        said.append(
-            f"Predicted before they began by {fit}: {formats.plural(len(tests), 'run')}, {inside} inside "
-            f"{'its' if len(tests) == 1 else 'their'} 95 % interval{'' if len(tests) == 1 else 's'}; measured minus "
-            f"predicted: {spread}."
-        )
-    open_ones = sum(one.measured is None for one in found)
-    if open_ones:
-        said.append(f"{formats.plural(open_ones, 'registered prediction')} not yet measured.")
-    return said
-
-
-def warnings(found: Sequence[Outcome]) -> list[str]:
-    """Entries of the register that do not hold."""
-    return [f"Register of predictions, {one.run} by {one.fit}: {fault}." for one in found for fault in one.faults]
-
-
 def blocks(found: Sequence[Outcome]) -> list[Block]:
     """What stands below the plot."""
-    said = sentences(found)
+    said = predicted(found)
     late = [one for one in found if not one.before]
     if late:
         said.append(

@@ -90,10 +90,10 @@ def isoflop_profiles(found: Sequence[Profile], digits: int) -> Plot | None:
         for profile in (p for p in found if p.family == family):
             shade = shades[budgets.index(profile.budget)]
             sizes, losses = [s.n for s in profile.sizes], [s.loss for s in profile.sizes]
-            line = "none" if profile.parabola else ":"
+            line = "none" if profile.minimum.parabola else ":"
             axis.plot(sizes, losses, "o", linestyle=line, markersize=4, linewidth=0.9, color=shade)
-            if profile.parabola:
-                *curve, center = profile.parabola
+            if profile.minimum.parabola:
+                *curve, center = profile.minimum.parabola
                 x = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 60)
                 axis.plot(np.exp(x), np.polyval(curve, x - center), color=shade, linewidth=1.2)
             face = shade if profile.interior else "none"

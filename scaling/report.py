@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import downstream_report, effect_plots, outcome_report, plots, run_plots
+from . import downstream_report, effect_plots, outcome_report, plots, run_plots, settings_report, surface_report
 from .analysis import Analysis, analyse
 from .figures import Plot
 from .findings import findings, warnings_of
 from .fitted import Fit
 from .limits import limits
+from .optimum_report import axis_blocks, frontier_blocks, growth_blocks, size_blocks
 from .outcomes import Outcome
 from .page import Block, Picture, Points, Section, Terms, write_page
 from .points import Point
@@ -61,16 +62,20 @@ def sections(study: Analysis, provenance: Mapping[str, str], warnings: Sequence[
         Section("findings", "Findings", [Points(findings(study)), *_if(Points(cautions, warning=True), cautions)]),
         Section("limits", "What these runs can and cannot show", [Points(limits(study))]),
         Section("headline", "Best models at equal compute", best_models(study)),
-        _plotted(plots.isoflop_profiles(study.profiles, digits)),
+        _plotted(plots.isoflop_profiles(study.profiles, digits), size_blocks(study)),
         _plotted(plots.best_losses(study.profiles, study.powers, digits)),
         _plotted(plots.comparisons(study.comparisons)),
         _plotted(effect_plots.saving_plot(study.savings)),
-        _plotted(effect_plots.effect("s", study.sparsity, study.noise)),
-        _plotted(effect_plots.effect("g", study.granularity, study.noise)),
+        _plotted(effect_plots.effect("s", study.sparsity, study.noise), axis_blocks("s", study)),
+        _plotted(effect_plots.effect("g", study.granularity, study.noise), axis_blocks("g", study)),
+        _plotted(surface_report.plot(study.surfaces), surface_report.blocks(study.surfaces)),
         _plotted(outcome_report.plot(study.outcomes, points), outcome_report.blocks(study.outcomes)),
+        Section("growth", "Optimal size and tokens over compute", growth_blocks(study)),
+        Section("frontier", "The best models for a budget", frontier_blocks(study)),
         Section("laws", "Fitted laws", law_blocks(study)),
         Section("seeds", "Seed noise", seed_blocks(study)),
         _plotted(effect_plots.rate_plot(study.rates)),
+        _plotted(settings_report.plot(study.grids), settings_report.blocks(study)),
         _plotted(run_plots.noise_scale(study.gradient_noise), batch_blocks(study)),
         _plotted(downstream_report.scores(study.answered), downstream_report.blocks(study)),
         _plotted(plots.loss_curves(points, records)),

@@ -249,6 +249,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 spelled = fields[key].alias or key
                 if content[section][spelled] == fields[key].default:
                     del content[section][spelled]
+        for domain in content["data"]["domains"].values():
+            if not domain["packages"]:
+                del domain["packages"]  # came later too
         return content
 
 

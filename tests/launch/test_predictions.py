@@ -52,7 +52,7 @@ def test_the_largest_runs_are_predicted_then_trained_then_compared(work, moescal
     assert "Predicted beforehand, then measured" in (out / "report.html").read_text()
 
     # The same command again changes nothing; a measured run is not predicted unless the line says so.
-    assert moescale("study", "run", study, "--out", out).returncode == 0
+    assert main("study", "run", study, "--out", out).returncode == 0
     assert len(Register(out / "predictions.jsonl").read()) == 2
     fitted = out / "fits" / "power-dense.json"
     refused = main("predict", fitted, "--study", out, "--for", largest[0])
@@ -63,6 +63,9 @@ def test_the_largest_runs_are_predicted_then_trained_then_compared(work, moescal
     assert json.loads(late.stdout)["registered"][0]["after"] is True
     again = json.loads(main("study", "report", out, "--json").stdout)
     assert [one["when"] for one in again["predictions"]][-1] == "after the run"
+    frontier = main("study", "frontier", out, "--compute", "1e12", "--json")
+    assert "dense: no optimal size" in json.loads(frontier.stdout)["missing"][0]
+    assert main("study", "frontier", out, "--compute", "-1").returncode == 2
     unknown = main("predict", fitted, "--study", out, "--for", "dense-d16-41steps-s0")
     assert unknown.returncode == 2
     assert "did you mean dense-d16-40steps-s0" in unknown.stderr

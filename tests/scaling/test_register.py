@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moescale.base.errors import UserError
-from moescale.scaling import outcome_report
+from moescale.scaling import optimum_words, outcome_report
 from moescale.scaling.expectation import Expected, expect
 from moescale.scaling.fit import Fit, fit
 from moescale.scaling.outcomes import outcomes, write_outcomes
@@ -164,10 +164,10 @@ def test_outcomes(tmp_path: Path, file: Path) -> None:
     assert [one.inside for one in found[:2]] == [True, False]
     assert found[1].error == pytest.approx(loss.high - loss.value + 0.1)
     assert found[0].ended == "2027-01-15T08:00:00+00:00"
-    told = " ".join(outcome_report.sentences(found))
+    told = " ".join(optimum_words.predicted(found))
     assert "2 runs, 1 inside their 95 % intervals" in told
     assert "1 registered prediction not yet measured" in told
-    assert "another configuration" in outcome_report.warnings(found)[0]
+    assert "another configuration" in optimum_words.register_warnings(found)[0]
     picture = outcome_report.plot(found, points)
     assert picture is not None
     assert len(picture.rows) == 6

@@ -76,7 +76,8 @@ def page(study: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_everything_is_there_and_inside(page: Page, study: SimpleNamespace) -> None:
     wanted = ["findings", "limits", "headline", "isoflop", "best", "compare", "saved", "sparsity", "granularity",
-              "laws", "seeds", "noise", "curves", "domains", "router", "runs", "conventions", "provenance"]  # fmt: skip
+              "growth", "frontier", "laws", "seeds", "noise", "curves",
+              "domains", "router", "runs", "conventions", "provenance"]  # fmt: skip
     assert page.sections == wanted
     assert [source for source in page.sources if source.startswith("#")] == [f"#{key}" for key in wanted]
     drawings = [source for source in page.sources if not source.startswith("#")]

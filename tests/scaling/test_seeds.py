@@ -127,7 +127,7 @@ def test_best_losses_are_compared_with_the_deviations_of_their_families(factor: 
         return [point for n, loss in sizes.items() for point in runs(family, {0: loss}, n)]
 
     both = profiles([*valley("dense", 3.2), *valley("moe", 3.2 - factor * found[0])])
-    both = [replace(profile, variance=1.0) for profile in both]
+    both = [replace(profile, minimum=replace(profile.minimum, variance=1.0)) for profile in both]
     (comparison,) = compare(both, {}, noise)
     assert comparison.gap.resolved is resolved
     assert comparison.gap.reach == pytest.approx(found[0])
