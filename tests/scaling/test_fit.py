@@ -311,8 +311,9 @@ def test_residuals_of_the_loss_itself_agree_with_scipy() -> None:
 
 def test_the_best_of_several_optima_is_taken_and_their_number_told() -> None:
     """Kaplan's law on data of another law: its starts end in different places."""
-    law, variables = LAWS["kaplan"], table()
-    loss = LAWS["chinchilla"].predict(TRUE["chinchilla"], variables)
+    law, rng = LAWS["kaplan"], np.random.default_rng(0)
+    variables = {"n": np.exp(rng.uniform(15, 20, 40)), "d": np.exp(rng.uniform(20, 24, 40))}
+    loss = LAWS["chinchilla"].predict({"E": 1.7, "A": 400, "alpha": 0.34, "B": 410, "beta": 0.28}, variables)
     logs, (low, high) = law.logs_of(variables), law.bounds
     starts = law.starts(logs, loss)
     ends = minimise(lambda theta: law.evaluate(theta, logs), starts, np.log(loss), low, high, 1e-3).objective
