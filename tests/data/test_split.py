@@ -2,7 +2,7 @@ import hashlib
 from collections import defaultdict
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescale.data.config import DomainConfig
@@ -14,6 +14,7 @@ def digests_of(contents: list[int]) -> list[bytes]:
     return [hashlib.sha256(str(content).encode()).digest() for content in contents]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=60), st.floats(0.01, 0.49))
 def test_split_goes_by_content_alone(found: list[tuple[int, int]], share: float) -> None:
     contents = [content for content, _ in found]
