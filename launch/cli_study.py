@@ -52,11 +52,11 @@ def plan(
     """Show every run of a study with its cost, before anything starts."""
     from .cluster_config import load_cluster
     from .expansion import expand
+    from .held_out import predicted_runs
     from .placing import placed
     from .plan import plan_study
     from .plan_table import render_checks
     from .plan_warnings import found_tokens, node_warnings, text_warnings
-    from .predictions import predicted_runs
     from .study_config import load_study
 
     study = load_study(file, overrides)

@@ -10,11 +10,11 @@ from ..base.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from ..base.progress import duration
 from ..training.status import read_status, write_status
 from .environment import world_of_launcher
+from .held_out import predicted_runs
 from .output import note
 from .plan import plan_study
 from .plan_warnings import text_warnings
 from .planned import Expansion, ImpossibleRun, Plan, PlannedRun
-from .predictions import predicted_runs, register_missing
 from .study_config import FitRequest, StudyConfig
 from .study_folder import StudyFolder
 from .tables import registered_text
@@ -79,6 +79,7 @@ def _predict_and_run(
     Where a law cannot be fitted yet its runs are not started: a prediction would come too late for ever.
     """
     from .collect import collect
+    from .predictions import register_missing
 
     collected = collect(folder)
     missing = sorted({request.name for run in later for request in last[run.name]} - set(collected.fits))

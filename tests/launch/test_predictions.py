@@ -8,8 +8,8 @@ import pytest
 
 from moescale.base.errors import UserError
 from moescale.launch.expansion import expand
+from moescale.launch.held_out import predicted_runs
 from moescale.launch.plan import plan_study
-from moescale.launch.predictions import predicted_runs
 from moescale.launch.study_config import load_study
 from moescale.scaling.record import read_record
 from moescale.scaling.register import Register
