@@ -22,13 +22,15 @@ slow: $(READY)
 
 # What the machine lacks is said before anything runs, and nothing is installed behind anybody's back; -rs lists what was
 # skipped with what it needs.
+LAUNCHING := tests/cluster tests/launch/slurm tests/training/test_trackers.py $(addprefix tests/launch/test_,\
+    broken_files.py cluster_config.py cluster_doctor.py many_runs.py memory.py mpirun.py study_kills.py torchrun.py)
 APT := slurm-wlm munge slurmdbd mariadb-server iproute2
 cluster: $(READY)
 	@for program in slurmctld slurmd munged slurmdbd mariadbd ip; do \
 	    PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || lacks="$$lacks $$program"; done; \
 	if [ -n "$$lacks" ]; then echo "not on this machine:$$lacks; apt-get install --no-install-recommends $(APT)"; fi
 	.venv/bin/python -c 'import wandb' 2>/dev/null || echo "no wandb: .venv/bin/pip install -c constraints.txt wandb"
-	$(RUN) -m pytest tests/cluster tests/launch tests/training/test_trackers.py -m "slow or not slow" -rs
+	$(RUN) -m pytest $(LAUNCHING) -m "slow or not slow" -rs
 
 smoke: $(READY) lint
 	$(RUN) -m pytest tests/test_floors.py tests/base tests/moe tests/models tests/scaling -x
