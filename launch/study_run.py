@@ -78,21 +78,36 @@ def _predict_and_run(
 
     Where a law cannot be fitted yet its runs are not started: a prediction would come too late for ever.
     """
+    if not register_expected_of([run.name for run in later], study, expansion, last, folder):
+        return EXIT_FAILED
+    return _run_pending(runs, later, plan, folder, quiet)
+
+
+def register_expected_of(
+    later: Sequence[str],
+    study: StudyConfig,
+    expansion: Expansion,
+    last: Mapping[str, Sequence[FitRequest]],
+    folder: StudyFolder,
+) -> bool:
+    """Have the register say what the laws expect of the runs ``later``; False, with notes, where one cannot be fitted.
+
+    Args:
+        last: of all runs that are trained last, the fits that predict them.
+    """
     from .collect import collect
     from .predictions import register_missing
 
     collected = collect(folder)
-    missing = sorted({request.name for run in later for request in last[run.name]} - set(collected.fits))
+    missing = sorted({request.name for name in later for request in last[name]} - set(collected.fits))
     if missing:
         for warning in collected.warnings:
             note(f"warning: {warning}")
         note(f"{len(later)} runs are not started: nothing predicts them ({', '.join(missing)})")
-        return EXIT_FAILED
-    for entry in register_missing(
-        folder, study, expansion, {run.name: last[run.name] for run in later}, collected.points
-    ):
+        return False
+    for entry in register_missing(folder, study, expansion, {name: last[name] for name in later}, collected.points):
         note(registered_text(entry))
-    return _run_pending(runs, later, plan, folder, quiet)
+    return True
 
 
 def _leave_to_slurm(folder: StudyFolder, expansion: Expansion) -> None:

@@ -15,6 +15,7 @@ run: {{extends: {work}/base.yaml}}
 groups:
   dense: {{family: dense, grid: {{training.steps: {steps}}}}}
 """
+SMALL = [f"dense-d16-{count}steps-s0" for count in (3, 4, 5)]
 CLUSTER = "node: {cores: 2, memory_gb: 4}\ntime_limit_hours: 1\n"
 SBATCH = """#!/bin/bash
 here=$(dirname "$0")
@@ -45,11 +46,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def submit(work: Path, tmp_path: Path, main: Callable[..., Any]) -> Callable[..., Any]:
     """Call ``study submit`` for runs of so many steps; their folder is ``out``."""
 
-    def call(*more: str, steps: tuple[int, ...] = (60, 70)) -> Any:
-        (tmp_path / "mine.yaml").write_text(STUDY.format(work=work, steps=list(steps)))
+    def call(*options: str, steps: tuple[int, ...] = (60, 70), more: str = "") -> Any:
+        study = tmp_path / "mine.yaml"
+        study.write_text(STUDY.format(work=work, steps=list(steps)) + more)
         (tmp_path / "cluster.yaml").write_text(CLUSTER)
         there = ["--cluster", tmp_path / "cluster.yaml", "--out", tmp_path / "out"]
-        return main("study", "submit", tmp_path / "mine.yaml", *there, "--json", *more)
+        return main("study", "submit", study, *there, "--json", *options)
 
     return call
 
@@ -126,3 +128,35 @@ def test_a_run_that_does_not_fit_the_cluster_is_refused(submit, slurm, tmp_path)
     assert result.returncode == 2
     assert "runtime.threads (8) exceeds node.cores (2) of cluster cluster" in result.stderr
     assert not (slurm / "asked").exists()
+
+
+@pytest.fixture
+def predicted(submit, main, slurm, tmp_path):
+    """Keywords of ``submit`` for a study whose largest run, of 6 steps, a law predicts."""
+    submit("--dry-run", steps=(3, 4, 5, 6))
+    plan = json.loads(main("study", "plan", tmp_path / "mine.yaml", "--json").stdout)["runs"]
+    largest = max(row["flops"] for row in plan)
+    fit = f"{{law: power, map: {{c: c}}, hold_out: 'c>={largest:.17g}', predict: true}}"
+    return {"steps": (3, 4, 5, 6), "more": f"\nfit: [{fit}]\n"}
+
+
+def test_runs_that_a_law_predicts_are_held_back(submit, predicted):
+    result = submit(**predicted)
+    assert batches(result)["runs-1"] == SMALL
+    assert "1 runs that laws predict are held back (dense-d16-6steps-s0): 3 others come first" in result.stderr
+    assert batches(submit(**predicted)) == {}
+
+
+@pytest.mark.slow
+def test_they_are_predicted_and_submitted_when_the_others_are_over(submit, predicted, main, tmp_path):
+    out = tmp_path / "out"
+    submit(**predicted)
+    for name in SMALL:
+        trained = main("train", out / "runs" / name / "config.yaml", "--out", out / "runs" / name)
+        assert trained.returncode == 0, trained.stderr
+    assert batches(submit("--dry-run", **predicted))["runs-1"] == ["dense-d16-6steps-s0"]
+    assert not (out / "predictions.jsonl").exists()
+    assert batches(submit(**predicted))["runs-1"] == ["dense-d16-6steps-s0"]
+    [line] = (out / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["run"] == "dense-d16-6steps-s0"
+    assert not json.loads(line)["after"]
