@@ -13,7 +13,7 @@ from ..scaling.isoflop import best_loss_fits, profiles
 from ..scaling.laws import law_named
 from ..scaling.outcomes import Outcome, outcomes, write_outcomes
 from ..scaling.outcomes import as_json as outcomes_json
-from ..scaling.points import COLUMNS, Point, point_from_record, write_points
+from ..scaling.points import COLUMNS, Point, mapped, point_from_record, write_points
 from ..scaling.record import RECORD, Record, read_record
 from ..scaling.register import Register
 from ..scaling.seeds import seed_noise
@@ -21,7 +21,6 @@ from ..training.status import read_status
 from .condensed import Condensed, read_condensed
 from .fitting import fit_points
 from .planned import ImpossibleRun, PlannedRun
-from .predictions import COLUMN
 from .study_config import FitRequest, StudyConfig
 from .study_folder import StudyFolder
 
@@ -160,14 +159,8 @@ def _fit(request: FitRequest, points: Sequence[Point]) -> Fit:
             raise UserError(f"law {law.name} has no variable {variable}; it has {', '.join(law.variables)}")
         if name not in COLUMNS:
             raise UserError(f"{variable}={name}: no such column; there are {', '.join(sorted(COLUMNS))}")
-    chosen = [
-        replace(point, **{variable: getattr(point, name) for variable, name in request.map.items()})
-        for point in points
-        if request.family in (None, point.family)
-    ]
-    found = fit_points(chosen, law, request.hold_out, BOOTSTRAP, 0)
-    columns = {COLUMN.format(variable): name for variable, name in request.map.items()}
-    return replace(found, conventions={**found.conventions, **columns})
+    chosen = [mapped(point, request.map) for point in points if request.family in (None, point.family)]
+    return fit_points(chosen, law, request.hold_out, BOOTSTRAP, 0, mapping=request.map)
 
 
 def as_json(collected: Collected, folder: StudyFolder) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..scaling.points import Point, variables_of
 from .condition import parse_condition
 
 WEIGHT, DEVIATION = "weight", "sd"  # names under which points carry what --weight and --sd name
+COLUMN = "column of {}"  # convention under which a fit tells which column a variable was mapped to
 
 # What the columns of our own tables hold; see scaling/points.py.
 MEANINGS = {
@@ -44,7 +45,7 @@ def fit_points(
 
     Args:
         hold_out: condition on columns of the points; those for which it holds are predicted, not fitted.
-        mapping: variable -> column of a table of somebody else's, for the conventions.
+        mapping: variable -> the column it was taken from, for the conventions.
 
     Raises:
         UserError: a point lacks a variable or a weight, or there are too few points.
@@ -71,6 +72,7 @@ def _conventions(law: Law, points: Sequence[Point], mapping: Mapping[str, str]) 
     for name in law.variables:
         if name in mapping:
             stated[name] = f"column {mapping[name]} of the table, as counted there"
+            stated[COLUMN.format(name)] = mapping[name]
         elif name == "n" and law.n_counts and points[0].n is None:
             stated[name] = MEANINGS[law.n_counts]
         elif name in MEANINGS:

@@ -10,18 +10,17 @@ from typing import Any
 from ..base.errors import UserError
 from ..scaling.expectation import expect
 from ..scaling.fit import Fit
-from ..scaling.points import Point, column, point_from_record, read_points
+from ..scaling.points import COLUMNS, Point, column, mapped, point_from_record, read_points
 from ..scaling.record import RECORD, read_record
 from ..scaling.register import Prediction, Register, sha256_of
 from ..scaling.seeds import seed_noise
 from ..version import __version__
+from .fitting import COLUMN
 from .held_out import point_of
 from .plan import plan_study
 from .planned import Expansion
 from .study_config import FitRequest, StudyConfig
 from .study_folder import StudyFolder
-
-COLUMN = "column of {}"  # convention of a fit that was made with a mapping
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,9 @@ def register_expected(
                 f"--for {name}: no run of the study in {folder.path} has this name"
                 + (f"; did you mean {' or '.join(near)}?" if near else "")
             )
+    for variable, name in source.columns.items():
+        if name not in COLUMNS:
+            raise UserError(f"{file}: {variable} was fitted to column {name}, which runs of a study do not have")
     noise = seed_noise(points)
     predictions = []
     for name in names:
@@ -150,8 +152,8 @@ def register_expected(
             )
         planned = point_of(runs[name], rows[name])
         law, columns = source.fit.as_law(), source.columns
-        renamed = replace(planned, **{variable: getattr(planned, source_) for variable, source_ in columns.items()})
-        variables = {variable: float(column([renamed], law, variable)[0]) for variable in law.variables}
+        point = mapped(planned, columns)
+        variables = {variable: float(column([point], law, variable)[0]) for variable in law.variables}
         seed_sd = noise.of(planned.family)[1].sd if noise else None
         predictions.append(
             replace(

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -255,6 +255,14 @@ def column(points: Sequence[Point], law: Law, variable: str) -> Array:
             raise UserError(f"run {point.run}: no {wanted}, which law {law.name} needs; name its column with --map")
         found.append(value)
     return np.array(found)
+
+
+def mapped(point: Point, columns: Mapping[str, str]) -> Point:
+    """``point`` with what it has in ``columns`` under the variables that these were mapped to, as ``n: n_total``."""
+    values = {variable: getattr(point, name) for variable, name in columns.items()}
+    extra = {variable: value for variable, value in values.items() if variable not in COLUMNS}
+    own = {variable: value for variable, value in values.items() if variable in COLUMNS}
+    return replace(point, **own, extra={**point.extra, **extra})
 
 
 def variables_of(points: Sequence[Point], law: Law) -> tuple[dict[str, Array], Array, list[Point]]:

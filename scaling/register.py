@@ -18,7 +18,6 @@ from typing import Any
 from ..base.errors import UserError
 from ..base.files import append_line, canonical_json, read_lines, write_atomically
 from .expectation import Expected
-from .fitted import Fit
 
 SCHEMA = 1
 SUFFIX = ".jsonl"
@@ -159,7 +158,8 @@ class Register:
             yield f"the fit it rests on ({path}) is missing"
         elif sha256_of(path.read_bytes()) != prediction.fit_sha256:
             yield f"the fit it rests on ({path}) was changed"
-        elif dict(Fit.load(path).values) != dict(prediction.coefficients):
+        # Not `Fit.load`: what was registered outlives the schema of fits, and a law of one's own need not run for this.
+        elif json.loads(path.read_bytes())["values"] != dict(prediction.coefficients):
             yield f"its coefficients are not those of its fit ({path})"
 
     @contextmanager

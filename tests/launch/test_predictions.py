@@ -70,6 +70,21 @@ def test_the_largest_runs_are_predicted_then_trained_then_compared(work, moescal
     assert unknown.returncode == 2
     assert "did you mean dense-d16-40steps-s0" in unknown.stderr
 
+    # A fit says which columns it was made from; runs of a study are read there, or the prediction is refused.
+    points = out / "points.csv"
+    assert main("fit", points, "--law", "power", "--map", "c=d", "--out", tmp_path / "d.json").returncode == 0
+    by_tokens = main("predict", tmp_path / "d.json", "--study", out, "--for", largest[0], "--after", "--json")
+    assert by_tokens.returncode == 0, by_tokens.stderr
+    (line,) = json.loads(by_tokens.stdout)["registered"]
+    assert line["columns"] == {"c": "d"}
+    assert line["variables"]["c"] == read_record(out / "runs" / largest[0]).steps[-1]["tokens"]
+    theirs = tmp_path / "theirs.csv"
+    theirs.write_text(points.read_text().replace(",d,", ",seen,", 1))
+    assert main("fit", theirs, "--law", "power", "--map", "c=seen", "--out", tmp_path / "seen.json").returncode == 0
+    foreign = main("predict", tmp_path / "seen.json", "--study", out, "--for", largest[0], "--after")
+    assert foreign.returncode == 2
+    assert "c was fitted to column seen, which runs of a study do not have" in foreign.stderr
+
 
 def test_predict_registers_given_variables(main, tmp_path):
     table = tmp_path / "points.csv"

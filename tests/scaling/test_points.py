@@ -14,7 +14,7 @@ from moescale.scaling.analysis import analyse
 from moescale.scaling.cells import finished
 from moescale.scaling.findings import findings, warnings_of
 from moescale.scaling.laws import LAWS
-from moescale.scaling.points import Point, point_from_record, read_points, variables_of, write_points
+from moescale.scaling.points import Point, mapped, point_from_record, read_points, variables_of, write_points
 from moescale.scaling.record import Record, RecordWriter, read_record
 
 
@@ -129,6 +129,11 @@ def test_n_is_what_the_law_counts(study: SimpleNamespace) -> None:
     assert variables_of(points, LAWS["sparsity"])[0]["n"][0] == points[0].n_total
     one = [replace(point, n=7.0) for point in points]
     assert variables_of(one, LAWS["sparsity"])[0]["n"][0] == 7.0
+
+
+def test_a_column_stands_for_a_variable_of_our_own_laws_and_of_others() -> None:
+    point = mapped(Point(run="a", family="dense", n_total=8, n_active=2), {"n": "n_total", "width": "n_active"})
+    assert (point.n, point.number("width"), point.n_total) == (8, 2, 8)
 
 
 def test_wrong_tables_are_refused(tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_a_fit_that_is_not_what_it_was_shows(register: Register) -> None:
     assert all("is missing" in entry.faults[0] for entry in register.read())
 
 
+def test_a_register_outlives_the_schema_of_fits(tmp_path: Path, file: Path) -> None:
+    older = json.dumps({**json.loads(file.read_text()), "schema": 1}).encode()
+    found = Register(tmp_path / "older.jsonl")
+    found.append(replace(predicted(file, "one"), fit_sha256=sha256_of(older)), older)
+    assert [entry.faults for entry in found.read()] == [()]
+
+
 def test_half_a_line_of_a_killed_writer_harms_nothing(register: Register, file: Path) -> None:
     with register.path.open("ab") as torn:
         torn.write(b'{"schema": 1, "run": "to')
