@@ -4,11 +4,12 @@ Records have a line for every step, gigabytes in a large study. So what was read
 record is read again only when it has changed.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ..base.files import digest, write_atomically
 from ..scaling import noise, points, record
@@ -18,6 +19,7 @@ from .planned import ImpossibleRun, PlannedRun
 from .study_folder import StudyFolder
 
 _KEPT = ("kind", "step", "loss", "batch_tokens", "noise")  # of a step
+_decode, _encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
 # What decides what is kept.
 _MODULES = (Path(__file__), *(Path(str(module.__file__)) for module in (noise, points, record)))
 
@@ -54,18 +56,18 @@ def read_condensed(folder: StudyFolder, runs: Iterable[PlannedRun | ImpossibleRu
         line = known.get(run.name)
         if line is not None and line["stamp"] == stamp:
             lines[run.name], found[run.name] = line, Condensed(Point(**line["point"]), Record(**line["record"]))
-        elif (whole := read_record(path)).headers:
+        elif (whole := read_record(path, brief=True)).headers:
             kept = condense(run.name, whole)
             lines[run.name] = {
                 "run": run.name,
                 "stamp": stamp,
-                "point": asdict(kept.point),
-                "record": asdict(kept.record),
+                "point": vars(kept.point),  # as asdict() has it, which would copy everything below too
+                "record": vars(kept.record),
             }
             found[run.name] = kept
     if lines != known:
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in ({"made_by": _made_by()}, *lines.values()))
-        write_atomically(folder.condensed, text)
+        written = ({"made_by": _made_by()}, *lines.values())
+        write_atomically(folder.condensed, b"".join(_encode(line) + b"\n" for line in written))
     return found
 
 
@@ -79,10 +81,10 @@ def condense(name: str, whole: Record) -> Condensed:
 def _known(path: Path) -> dict[str, dict[str, Any]]:
     """Lines by run; none where they are from other code, or not to be understood."""
     try:
-        with path.open(encoding="utf-8") as file:
-            if json.loads(file.readline()) != {"made_by": _made_by()}:
+        with path.open("rb") as file:
+            if _decode(file.readline()) != {"made_by": _made_by()}:
                 return {}
-            return {line["run"]: line for line in map(json.loads, file)}
+            return {line["run"]: line for line in map(_decode, file)}
     except (OSError, ValueError):
         return {}
 

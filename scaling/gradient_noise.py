@@ -7,6 +7,7 @@ ln B over ln L through the parts, which count alike; intervals are Student's t f
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -99,12 +100,13 @@ def measurements(points: Sequence[Point], records: Mapping[str, Record]) -> list
 def _parts(point: Point, record: Record, kind: Kind) -> list[Measured]:
     lines = [step for step in record.steps if step["noise"] and step["noise"][kind] and step["loss"] is not None]
     lines = [step for step in lines if None not in (step["noise"][kind]["g2"], step["noise"][kind]["trace"])]
-    edges = np.linspace(0, len(lines), min(PARTS, len(lines)) + 1).astype(int)
+    parts = min(PARTS, len(lines))
+    edges = [len(lines) * i // parts for i in range(parts + 1)] if parts else []
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         part = lines[low:high]
         estimates = [NoiseEstimate(s["noise"][kind]["g2"], s["noise"][kind]["trace"], None) for s in part]
-        loss = float(np.mean([step["loss"] for step in part]))
+        loss = math.fsum(step["loss"] for step in part) / len(part)
         found.append(Measured(point, kind, loss, average(estimates), float(part[-1]["batch_tokens"])))
     return found
 

@@ -83,12 +83,13 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseAverage:
     if not estimates:
         raise ValueError("noise scale: nothing to average")
     n = len(estimates)
-    g2 = np.array([e.g2 for e in estimates])
-    trace = np.array([e.trace for e in estimates])
-    mean_g2, mean_trace = float(g2.mean()), float(trace.mean())
+    mean_g2 = math.fsum(e.g2 for e in estimates) / n
+    mean_trace = math.fsum(e.trace for e in estimates) / n
     value = _ratio(mean_trace, mean_g2)
     low, high = None, None
     if value is not None and n >= FEWEST:
+        g2 = np.array([e.g2 for e in estimates])
+        trace = np.array([e.trace for e in estimates])
         without_g2, without_trace = (g2.sum() - g2) / (n - 1), (trace.sum() - trace) / (n - 1)
         if (without_g2 > 0).all() and (without_trace > 0).all():
             logs = np.log(without_trace / without_g2)

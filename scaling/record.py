@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 from pydantic import ValidationError
 
 from ..base.errors import UserError
@@ -28,11 +29,24 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 Line = dict[str, Any]
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+class _BriefStep(TypedDict):
+    """Of a step line what a point and the analysis of noise need. `Step` says what each means."""
+
+    kind: str
+    step: int
+    tokens: int
+    flops: float
+    seconds: float
+    loss: float | None
+    lr: float
+    batch_tokens: int
+    noise: dict[str, Any] | None
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode  # made once: that takes as long as reading a line
+# msgspec refuses what is not JSON, as NaN; it reads three times as fast as json, and skips what is not asked for.
+_decode = msgspec.json.Decoder().decode
+_decode_step = msgspec.json.Decoder(_BriefStep).decode
+_STEP = b'{"kind":"step",'  # how `RecordWriter` begins these lines
 
 
 def _finite(value: Any) -> Any:
@@ -182,13 +196,15 @@ class Record:
         return [line for line in self.evals if line["step"] == self.last_step]
 
 
-def read_record(path: Path, *, strict: bool = False) -> Record:
+def read_record(path: Path, *, strict: bool = False, brief: bool = False) -> Record:
     """Read ``path``: a record file, or the folder of a run.
 
     A last line without its newline is left out: its writer was killed, or is at it now.
 
     Args:
         strict: also validate every field against the schema.
+        brief: of steps, read only what a point and the analysis of noise need, in a third of the time; not together
+            with ``strict``.
 
     Raises:
         UserError: no such file, a newer schema, a malformed line, or steps that do not follow one another.
@@ -199,7 +215,7 @@ def read_record(path: Path, *, strict: bool = False) -> Record:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     record, end = Record(), None
-    for number, (_, line) in enumerate(_parse(content, path), start=1):
+    for number, (_, line) in enumerate(_parse(content, path, brief), start=1):
         kind = line["kind"]
         if strict:
             try:
@@ -224,15 +240,24 @@ def read_record(path: Path, *, strict: bool = False) -> Record:
     return Record(record.headers, record.steps, record.evals, record.events, end)
 
 
-def _parse(content: bytes, path: Path) -> list[tuple[bytes, Line]]:
+def _decode_line(raw: bytes, brief: bool) -> Any:
+    if brief and raw.startswith(_STEP):
+        try:
+            return _decode_step(raw)
+        except msgspec.ValidationError:
+            pass  # JSON, but not as this version writes it: what every reader relies on is checked of it as ever
+    return _decode(raw)
+
+
+def _parse(content: bytes, path: Path, brief: bool = False) -> list[tuple[bytes, Line]]:
     """The whole lines of a record, raw and parsed, with what every reader relies on checked."""
     lines: list[tuple[bytes, Line]] = []
     for number, raw in enumerate(BytesIO(content), start=1):
         if not raw.endswith(b"\n"):
             break  # torn: only the last line can lack its newline
         try:
-            line = _decode(raw.decode())
-        except ValueError as error:
+            line = _decode_line(raw, brief)
+        except (ValueError, RecursionError) as error:  # of the first are msgspec's errors and UTF-8's
             raise UserError(f"{path}, line {number}: not valid JSON: {error}") from None
         kind = line.get("kind") if isinstance(line, dict) else None
         if kind == "header" and line.get("schema") != SCHEMA:

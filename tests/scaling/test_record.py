@@ -85,12 +85,15 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, lines: SimpleNamespace) ->
         RecordWriter(tmp_path)
 
 
-def test_damage_is_refused_with_its_line_number(tmp_path: Path, lines: SimpleNamespace) -> None:
+@pytest.mark.parametrize("brief", [False, True])
+def test_damage_is_refused_with_its_line_number(brief: bool, tmp_path: Path, lines: SimpleNamespace) -> None:
     head = {"kind": "header", "schema": 1, **lines.header()}
     one, three = ({"kind": "step", **lines.step(number)} for number in (1, 3))
     cases = {
         "line 2: not valid JSON": (head, b'{"kind": "st\n', one),
-        "line 2: not valid JSON: NaN": (head, b'{"kind":"step","step":1,"loss":NaN}\n'),
+        "line 2: not valid JSON: .*invalid character": (head, b'{"kind":"step","step":1,"loss":NaN}\n'),
+        "line 2: not valid JSON: .*utf-8": (head, b'{"kind":"\xff"}\n'),
+        "line 2: not valid JSON: .*recursion": (head, b"[" * 10_000 + b"]" * 10_000 + b"\n"),
         "line 2: kind 'stop'": (head, {"kind": "stop"}),
         "line 2: kind None": (head, b"[1]\n"),
         "line 1: a record starts with a header": (one,),
@@ -98,12 +101,27 @@ def test_damage_is_refused_with_its_line_number(tmp_path: Path, lines: SimpleNam
         "line 3: step 1 follows step 1": (head, one, one),
         "line 1: schema 2": ({**head, "schema": 2},),
         "line 2: step.step is missing": (head, {"kind": "step"}),
+        "line 2: step.step is .*no whole number": (head, {**one, "step": 1.5}),
     }
     for message, contents in cases.items():
         with pytest.raises(UserError, match=message):
-            read_record(write(tmp_path, *contents))
+            read_record(write(tmp_path, *contents), brief=brief)
     with pytest.raises(UserError, match="cannot be read"):
         read_record(tmp_path / "nowhere")
+
+
+def test_a_brief_reading_has_a_part_of_the_same(tmp_path: Path, lines: SimpleNamespace) -> None:
+    whole, brief = read_record(GOLDEN), read_record(GOLDEN, brief=True)
+    assert (brief.headers, brief.evals, brief.events, brief.end) == (
+        whole.headers, whole.evals, whole.events, whole.end
+    )  # fmt: skip
+    assert [{key: step[key] for key in short} for step, short in zip(whole.steps, brief.steps, strict=True)] == (
+        brief.steps
+    )
+    assert {*whole.steps[0]} - {*brief.steps[0]} >= {"router", "grad_norm"}
+    head, step = ({"kind": "header", "schema": 1, **lines.header()}, {"kind": "step", **lines.step(1)})
+    for other in ({**step, "loss": "3.0"}, dict(reversed(step.items()))):  # no line of `RecordWriter`'s: read whole
+        assert read_record(write(tmp_path, head, other), brief=True).steps == [other]
 
 
 def test_strict_reading_names_the_field(tmp_path: Path, lines: SimpleNamespace) -> None:
