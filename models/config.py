@@ -45,7 +45,9 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         content = dict(given)
         if content.get("shape") is not None:
             if str(content["shape"]) not in SHAPES:
-                raise ValueError(f"model.shape ({content['shape']}): unknown; the ladder is {', '.join(SHAPES)}")
+                raise ValueError(
+                    f"model.shape ({content['shape']}): unknown; the strings of the ladder are {', '.join(SHAPES)}"
+                )
             rung = SHAPES[content["shape"]]
             keys = rung.as_keys()
             if content.get("mla") is not None:

@@ -151,12 +151,12 @@ def test_a_preempted_study_reaches_its_report(slurm: SlurmCluster, tmp_path: Pat
     assert status.state == "failed"  # a dry run changes nothing
 
 
-LONGEST = "dense-d16-12000steps-s0"
+LONGEST = "dense-d16-16000steps-s0"
 SPREAD = "spread-d16-300steps-s0"
 MOE = {"moe.experts": 4, "moe.active": 2, "moe.granularity": 2}
 TWELVE = {
-    "dense": {"family": "dense", "grid": {"training.steps": [100, 2000, 2500, 3000, 12000]}},
-    "moe": {"family": "moe", "set": MOE, "grid": {"training.steps": [100, 1500, 1600, 1800, 2000]}},
+    "dense": {"family": "dense", "grid": {"training.steps": [100, 3000, 4000, 9000, 16000]}},
+    "moe": {"family": "moe", "set": MOE, "grid": {"training.steps": [100, 2000, 2500, 3000, 3500]}},
     "spread": {"family": "spread", "set": {**MOE, "parallel.expert": 2, "training.steps": 300}},
     "wild": {"family": "wild", "set": {"training.steps": 60, "optimizer.lr": 1e30, "optimizer.clip": 0}},
 }
@@ -178,23 +178,30 @@ class Trouble:
         self.spared = {LONGEST, SPREAD, WILD}  # the longest run's trouble is the time limit
         self.hit: dict[str, str] = {}
 
-    def victim(self, what: str, left: int = 300) -> dict[str, Any]:
-        """A run that has taken steps and has so many to go; the one with most."""
+    def victim(self, what: str, left: float = 8) -> dict[str, Any]:
+        """A run that has taken steps and will compute for so many seconds more, on whatever machine; the longest."""
         found: list[dict[str, Any]] = []
 
         def look() -> bool:
             found[:] = [
                 run for name, run in self.study.status().items()
-                if name not in self.spared and run["state"] == "running" and run["step"] > 20
-                and run["steps_total"] - run["step"] > left
+                if name not in self.spared and run["state"] == "running" and self.seconds_left(run) > left
             ]  # fmt: skip
             return bool(found)
 
         until(look, f"a run for {what}\n{self.study.told()}", 400, tick=3)
-        run = max(found, key=lambda run: run["steps_total"] - run["step"])
+        run = max(found, key=self.seconds_left)
         self.spared.add(run["name"])
         self.hit[what] = run["name"]
         return run
+
+    def seconds_left(self, run: dict[str, Any]) -> float:
+        """By its latest steps; 0 before there are any."""
+        folder = self.study.run(run["name"])
+        steps = read_record(folder).steps[-20:] if (folder / RECORD).exists() else []
+        if len(steps) < 20:
+            return 0
+        return float(sum(step["seconds"] for step in steps) / 20 * (run["steps_total"] - steps[-1]["step"]))
 
     def preempt(self) -> None:
         node = self.victim("preemption")["nodes"]
@@ -226,7 +233,7 @@ class Trouble:
 
     def kill_node(self) -> None:
         """Its jobs go on though Slurm gives it up and starts them elsewhere; then the node comes back."""
-        run = self.victim("node", left=1800)
+        run = self.victim("node", left=35)  # Slurm gives a silent node 10 s, and looks now and then
         self.slurm.kill_node(run["nodes"])
         until(lambda: self.slurm.state_of(run["nodes"]).startswith("down"), "a node that is down", 120, tick=0.5)
         self.slurm.start_node(run["nodes"])
@@ -242,7 +249,7 @@ def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Pa
     trouble = Trouble(study)
     for strike in (trouble.kill_node, trouble.kill_rank, trouble.preempt, trouble.requeue, trouble.cancel):
         strike()
-    study.until_all_is_over(1500)
+    study.until_all_is_over(2000)
 
     states = study.status()
     assert all(len(study.starts(name)) > 1 for what, name in trouble.hit.items() if what != "cancel"), trouble.hit

@@ -114,7 +114,8 @@ def _of_run() -> Iterator[tuple[str, Case]]:
     for number, fault in enumerate(found):
         place: Callable[[Fault], Case] = places[number % len(places)]
         in_study = place in (_in_set, _in_grid, _in_shared_run)
-        if in_study and (fault.path[0] == "name" or fault.path == ("optimizer", "lr")):
+        ruled = fault.path == ("optimizer", "lr") or (fault.kind == "missing" and fault.path == ("optimizer",))
+        if in_study and (fault.path[0] == "name" or ruled):
             place = _in_run_file  # a study names its runs, and this one has a rule for the learning rate
         elif place in (_in_set, _in_grid) and (
             fault.value is MISSING or len(fault.path) == 1 or any(isinstance(part, int) for part in fault.path)
