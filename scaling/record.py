@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import msgspec
 from pydantic import ValidationError
@@ -214,7 +214,7 @@ def read_record(path: Path, *, strict: bool = False, brief: bool = False) -> Rec
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    record, end = Record(), None
+    record, end, last = Record(), None, 0
     for number, (_, line) in enumerate(_parse(content, path, brief), start=1):
         kind = line["kind"]
         if strict:
@@ -228,8 +228,9 @@ def read_record(path: Path, *, strict: bool = False, brief: bool = False) -> Rec
             record.headers.append(line)
             end = None
         elif kind == "step":
-            if record.steps and line["step"] != record.last_step + 1:
-                raise UserError(f"{path}, line {number}: step {line['step']} follows step {record.last_step}")
+            if record.steps and line["step"] != last + 1:
+                raise UserError(f"{path}, line {number}: step {line['step']} follows step {last}")
+            last = line["step"]
             record.steps.append(line)
         elif kind == "eval":
             record.evals.append(line)
@@ -240,40 +241,46 @@ def read_record(path: Path, *, strict: bool = False, brief: bool = False) -> Rec
     return Record(record.headers, record.steps, record.evals, record.events, end)
 
 
-def _decode_line(raw: bytes, brief: bool) -> Any:
-    if brief and raw.startswith(_STEP):
-        try:
-            return _decode_step(raw)
-        except msgspec.ValidationError:
-            pass  # JSON, but not as this version writes it: what every reader relies on is checked of it as ever
-    return _decode(raw)
-
-
 def _parse(content: bytes, path: Path, brief: bool = False) -> list[tuple[bytes, Line]]:
     """The whole lines of a record, raw and parsed, with what every reader relies on checked."""
     lines: list[tuple[bytes, Line]] = []
     for number, raw in enumerate(BytesIO(content), start=1):
         if not raw.endswith(b"\n"):
             break  # torn: only the last line can lack its newline
-        try:
-            line = _decode_line(raw, brief)
-        except (ValueError, RecursionError) as error:  # of the first are msgspec's errors and UTF-8's
-            raise UserError(f"{path}, line {number}: not valid JSON: {error}") from None
-        kind = line.get("kind") if isinstance(line, dict) else None
-        if kind == "header" and line.get("schema") != SCHEMA:
-            raise UserError(
-                f"{path}, line {number}: schema {line.get('schema')}, while this version reads {SCHEMA}; "
-                "read it with the version of moescale that wrote it"
-            )
-        if kind not in KINDS:
-            raise UserError(f"{path}, line {number}: kind {kind!r} is none of {', '.join(KINDS)}")
-        if not lines and kind != "header":
-            raise UserError(f"{path}, line 1: a record starts with a header, not with kind {kind!r}")
-        needed = {"header": "attempt", "step": "step", "eval": "step"}.get(kind)
-        if needed and not isinstance(line.get(needed), int):
-            raise UserError(f"{path}, line {number}: {kind}.{needed} is missing or no whole number")
-        lines.append((raw, line))
+        line = _brief_step(raw) if brief and lines else None
+        lines.append((raw, line or _whole_line(raw, path, number)))
     return lines
+
+
+def _brief_step(raw: bytes) -> Line | None:
+    """None: no step, or not as `RecordWriter` writes it."""
+    if not raw.startswith(_STEP):
+        return None
+    try:
+        return cast(Line, _decode_step(raw))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _whole_line(raw: bytes, path: Path, number: int) -> Line:
+    try:
+        line = _decode(raw)
+    except (ValueError, RecursionError) as error:  # of the first are msgspec's errors and UTF-8's
+        raise UserError(f"{path}, line {number}: not valid JSON: {error}") from None
+    kind = line.get("kind") if isinstance(line, dict) else None
+    if kind == "header" and line.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}, line {number}: schema {line.get('schema')}, while this version reads {SCHEMA}; "
+            "read it with the version of moescale that wrote it"
+        )
+    if kind not in KINDS:
+        raise UserError(f"{path}, line {number}: kind {kind!r} is none of {', '.join(KINDS)}")
+    if number == 1 and kind != "header":
+        raise UserError(f"{path}, line 1: a record starts with a header, not with kind {kind!r}")
+    needed = {"header": "attempt", "step": "step", "eval": "step"}.get(kind)
+    if needed and not isinstance(line.get(needed), int):
+        raise UserError(f"{path}, line {number}: {kind}.{needed} is missing or no whole number")
+    return cast(Line, line)
 
 
 def same(record_a: Record, record_b: Record) -> list[str]:
