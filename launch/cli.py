@@ -6,7 +6,7 @@ import typer
 
 from ..base.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from ..base.files import is_storage_failure
-from . import cli_bench, cli_convert, cli_fit, cli_predict, cli_study, cli_train
+from . import cli_analyse, cli_bench, cli_convert, cli_fit, cli_predict, cli_study, cli_train
 from .environment import world_of_launcher
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ cli_train.register(app)
 cli_study.register(app)
 cli_fit.register(app)
 cli_predict.register(app)
+cli_analyse.register(app)
 cli_bench.register(app)
 cli_convert.register(app)
 

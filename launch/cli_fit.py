@@ -43,7 +43,7 @@ def fit(
 
     if (law is None) == (compare is None):
         raise UserError("give --law NAME for a fit, or --compare NAME,NAME for a comparison")
-    options = FitOptions(points, _mapping(mapping), hold_out, weight, sd, huber, residuals, seed)
+    options = FitOptions(points, columns_of(mapping), hold_out, weight, sd, huber, residuals, seed)
     if compare is not None:
         if out is not None or plot is not None:
             raise UserError("--out and --plot take the fit of one law: give --law instead of --compare")
@@ -66,8 +66,12 @@ def fit(
         note(f"warning: {warning}")
 
 
-def _mapping(text: str) -> dict[str, str]:
-    """``n=COL,d=COL`` as a dictionary."""
+def columns_of(text: str) -> dict[str, str]:
+    """``n=COL,d=COL`` as a dictionary.
+
+    Raises:
+        UserError: it is none.
+    """
     pairs: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, column = (piece.strip() for piece in part.partition("="))

@@ -4,14 +4,18 @@
 speeds of runs), so it is a verb on a study's folder.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..base.errors import UserError
 from .arguments import AsJson, StudyDirectory
 from .output import console, note, print_json
+
+if TYPE_CHECKING:  # numpy and scipy take a second
+    from ..scaling.frontier import Best
 
 Computes = Annotated[list[float], typer.Option("--compute", help="training FLOPs by the exact count; may stand often")]
 
@@ -23,11 +27,8 @@ def register(study: typer.Typer) -> None:
 
 def frontier(directory: StudyDirectory, compute: Computes, as_json: AsJson = False) -> None:
     """The best model of each family for a budget: size, tokens, mixture, batch, learning rate, loss, time."""
-    from rich.table import Table
-
     from ..scaling.analysis import analyse
     from ..scaling.frontier import frontier as best
-    from ..scaling.optimum_report import FRONTIER_COLUMNS, frontier_rows
     from .collect import collect
     from .study_folder import StudyFolder
 
@@ -39,12 +40,15 @@ def frontier(directory: StudyDirectory, compute: Computes, as_json: AsJson = Fal
     if as_json:
         print_json({"rows": [asdict(row) for row in rows], "missing": missing})
         return
-    table = Table()
-    for column in FRONTIER_COLUMNS:
-        table.add_column(column, overflow="fold")
-    for row in frontier_rows(rows):
-        table.add_row(*row)
+    print_frontier(rows, missing)
+
+
+def print_frontier(rows: Sequence["Best"], missing: Sequence[str]) -> None:
+    """A frontier for people, and what there is none of."""
+    from ..scaling.optimum_report import FRONTIER_COLUMNS, frontier_rows
+    from .tables import plain_table
+
     if rows:
-        console().print(table)
+        console().print(plain_table(FRONTIER_COLUMNS, frontier_rows(rows)))
     for text in missing:
         note(text)

@@ -1,7 +1,7 @@
 """Results as tables and text for a terminal."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -10,8 +10,34 @@ from rich.text import Text
 from ..base.progress import duration
 
 if TYPE_CHECKING:  # numpy and scipy take a second, and a status needs none of it
+    from ..scaling.page import Block
     from .predictions import Entry
     from .slurm.states import RunState
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Text in columns; cells that are too long go on in the next line."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def block_tables(blocks: Iterable["Block"]) -> list[Table | str]:
+    """What a report's blocks say in tables and sentences, for a terminal."""
+    from ..scaling import page
+
+    found: list[Table | str] = []
+    for block in blocks:
+        if isinstance(block, page.Table):
+            found.append(plain_table(block.columns, block.rows))
+        elif isinstance(block, page.Points):
+            found += block.texts
+        elif isinstance(block, page.Heading | page.Text):
+            found.append(block.text)
+    return found
 
 
 def prediction_text(prediction: Mapping[str, Any]) -> str:
