@@ -56,10 +56,10 @@ class Study:
         (folder / "study.yaml").write_text(yaml.safe_dump({"run": run, "groups": groups, "name": "disturbed"}))
         (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster))
 
-    def call(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "moescale", "study", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=self.folder, env=self.slurm.environment, capture_output=True, text=True, timeout=600
+            command, cwd=self.folder, env=self.slurm.environment, capture_output=True, text=True, timeout=timeout
         )
 
     def submit(self, *more: object) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class Trouble:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(4500)
 def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Path) -> None:
     study = Study(slurm, tmp_path, TWELVE, SHORT_JOBS)
     names = {script["name"]: script["runs"] for script in study.submit()["scripts"]}
@@ -274,7 +274,7 @@ def test_twelve_runs_are_finished_or_explained(slurm: SlurmCluster, tmp_path: Pa
     groups = {name: group for name, group in TWELVE.items() if name in ("dense", "moe")}
     content = yaml.safe_load((tmp_path / "study.yaml").read_text())
     (tmp_path / "undisturbed.yaml").write_text(yaml.safe_dump({**content, "groups": groups}))
-    done = study.call("run", "undisturbed.yaml", "--out", quiet)
+    done = study.call("run", "undisturbed.yaml", "--out", quiet, timeout=1800)
     assert done.returncode == 0, done.stderr
     for folder in sorted((quiet / "runs").iterdir()):
         assert is_exactly_once(study.run(folder.name))
