@@ -47,6 +47,19 @@ def plan_study(study: StudyConfig, expansion: Expansion, world: int | None = 1) 
     return plan.warning([*expansion.warnings, *study_warnings(study, rows, [configs[row.name] for row in rows])])
 
 
+def plan_placed(expansion: Expansion) -> Plan:
+    """Plan models that `placing.placed` has laid out and that belong to no study.
+
+    Raises:
+        UserError: none of them fits the cluster. Says why.
+    """
+    rows, refused = _plan(expansion.runs, None)
+    impossible = (*expansion.impossible, *refused)
+    if not rows:
+        raise _nothing_possible(impossible)
+    return Plan(tuple(rows), impossible, len(rows), ()).warning(f"{one.name}: {one.reason}" for one in impossible)
+
+
 def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None, world: int = 1) -> Plan:
     """Plan runs given as (family, configuration), ``world`` ranks each.
 

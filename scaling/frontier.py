@@ -35,6 +35,7 @@ class Best:
         b, lr: tokens and peak rate.
         loss: nats a token.
         hours: of one worker of the machine that ran the study, at the speed of the runs of nearest size.
+        like: the run of nearest size and budget, whose settings hold where none were fitted.
         by: what the size comes from.
         remarks: what a reader must know: extrapolation, settings that were not fitted.
     """
@@ -52,6 +53,7 @@ class Best:
     lr: float | None
     loss: Estimate | None
     hours: float | None
+    like: str
     by: Literal["isoFLOP minima", "law of n and d"]
     remarks: tuple[str, ...]
 
@@ -111,6 +113,7 @@ def _best(study: "Analysis", family: str, runs: Sequence[Point], compute: float)
         lr=lr,
         loss=loss,
         hours=compute / float(np.median(speeds)) / 3600 if speeds else None,
+        like=model.run,
         by=by,
         remarks=tuple(remarks),
     )
