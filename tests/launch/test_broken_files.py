@@ -138,7 +138,7 @@ def _of_others() -> Iterator[tuple[str, Case]]:
 
 
 CASES = [*_of_run(), *_of_others()]
-SHORT = CASES[::7]
+SHORT = CASES[::12]
 # What goes together in no run: keys to change, and what is said of them. A dotted key is nested.
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "two budgets": ({"training.tokens": 1e6}, ("training: give exactly one of tokens, flops, steps", "tokens, steps")),
