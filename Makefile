@@ -1,7 +1,7 @@
 # From a bare clone with Python 3.11 and nothing else: every target does its own set-up.
 #   make study   set up, run the quickstart study, show its report
 #   make test    set up, run the tests          make smoke   for every day: lint, types, quick tests, a tiny study
-#   make cluster    the whole proof of launching: Slurm, several hosts, mpirun (20 minutes and more)
+#   make cluster    the whole proof of launching: Slurm, several hosts, mpirun (half an hour)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: study test smoke slow cluster lint bench native clean
