@@ -1,5 +1,6 @@
 """What a table of runs shows, whoever trained them: the analysis of a study's report, without a study."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from .collect import BOOTSTRAP
 from .fitting import fit_points
 
 NEEDED = ("c", "d", "n_active", "loss")
+POSITIVE = (*NEEDED, "n_total", "b", "lr", "e", "k", "g", "bits_per_byte", "b_simple", "seconds")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class AnalysedTable:
                 f"{path}: no run has {' or '.join(lacking)}; name the column that holds it, as in "
                 f"--map {lacking[0]}=COLUMN"
             )
+        for point in finished(points):
+            _refuse_senseless(path, point)
         fits, unfitted = _fits(points)
         return cls(path, points, fits, unfitted, analyse(points, {}, fits))
 
@@ -104,6 +108,24 @@ class AnalysedTable:
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+
+
+def _refuse_senseless(path: Path, point: Point) -> None:
+    """Numbers that no run can have: their logarithms would end the analysis, or bend every curve."""
+    for name in POSITIVE:
+        value = point.number(name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(
+                f"{path}, run {point.run}: {name} ({value:g}) must be positive; correct it or leave the row out"
+            )
+    bounds = {"s": 1.0, "n_router": point.number("n_active"), "n_embedding": math.inf}
+    for name, bound in bounds.items():
+        value = point.number(name)
+        if value is not None and bound is not None and not 0 <= value < bound:
+            raise UserError(
+                f"{path}, run {point.run}: {name} ({value:g}) must be at least 0 and below {bound:g}; correct it or "
+                "leave the row out"
+            )
 
 
 def _fits(points: Sequence[Point]) -> tuple[dict[str, Fit], list[str]]:

@@ -70,3 +70,23 @@ def test_refusals(main, table, tmp_path):
         assert result.returncode == 2
         assert words in result.stderr
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("1e17,0,1e9,3,0", "run row 25: n_active (0) must be positive"),
+        ("-1,1e6,1e9,3,0", "run row 25: c (-1) must be positive"),
+        ("1e17,1e6,1e9,nan,0", "run row 25: loss (nan) must be positive"),
+        ("inf,1e6,1e9,3,0", "run row 25: c (inf) must be positive"),
+        ("1e17,1e6,1e9,3,1", "run row 25: s (1) must be at least 0 and below 1"),
+        ("1e17,many,1e9,3,0", "row 25, column params: 'many' is not a number"),
+    ],
+)
+def test_numbers_that_no_run_can_have(main, table, row, words):
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0] + ",s", *(line + ",0" for line in lines[1:]), row]) + "\n")
+    result = main("analyse", table, *COLUMNS)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stdout == ""
