@@ -9,7 +9,7 @@ from moescale.launch.study_config import load_study
 from moescale.launch.study_folder import StudyFolder
 
 BASES = ("studies/evening/base.yaml", "studies/ladder/base.yaml", "studies/papers/base.yaml")
-PARTS = {"evening": ("scaling", "sparsity", "batch"), "ladder": ("sizes", "mixtures", "batch")}
+PARTS = {"evening": ("scaling", "sparsity", "batch"), "ladder": ("sizes", "mixtures", "batch", "again")}
 STUDIES = sorted(str(path.relative_to(SHIPPED)) for path in (SHIPPED / "studies").rglob("*.yaml"))
 
 
