@@ -82,7 +82,7 @@ class MoEConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @classmethod
     def _resolve_balance(cls, given: Any) -> Any:
         """Only token choice has loads that a loss can balance, so that is where it is on by default."""
-        if not isinstance(given, dict) or "balance" in given:
+        if not isinstance(given, dict) or given.get("balance") is not None:
             return given
         balance = "sequence" if given.get("router", "topk") == "topk" else "none"
         return {**given, "balance": balance}

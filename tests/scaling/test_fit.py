@@ -79,15 +79,21 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(name: str) -> None:
     assert min(shares.values()) >= 9 / 12  # fewer of 12 intervals of 95 % by chance once in ten thousand
 
 
+# Sets, and resamplings of each. A fit of the sparsity law's ten coefficients takes thirty times as long as most.
+SETS = {"sparsity": (60, 100)}
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
 def test_coverage_is_between_90_and_99_percent(law: Law) -> None:
-    """200 sets of 80 runs each: a share of 0.95 among them has a standard deviation of 0.015."""
-    shares, given = coverage(law, trials=200, points=80, resamples=200)
+    """Of sets of 80 runs each; on the mean, and for each coefficient but for what chance does to so few sets."""
+    sets, resamples = SETS.get(law.name, (200, 200))
+    shares, given = coverage(law, trials=sets, points=80, resamples=resamples)
     print(law.name, shares, given)
     assert 0.90 <= np.mean(list(shares.values())) <= 0.99
-    assert min(shares.values()) >= 0.90 - 2 * 0.015
-    assert min(given.values()) >= 100
+    assert min(shares.values()) >= 0.90 - 2 * math.sqrt(0.95 * 0.05 / sets)
+    assert min(given.values()) >= sets / 2
 
 
 def test_noisy_granularity_is_recovered() -> None:

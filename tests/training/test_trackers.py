@@ -17,7 +17,7 @@ import yaml
 from warm_server import Server
 
 from moescale.base.errors import UserError
-from moescale.scaling.record import RECORD, Record, read_record
+from moescale.scaling.record import Record, read_record
 from moescale.training import wandb_follower
 from moescale.training.curves import curves
 from moescale.training.status import read_status
@@ -55,7 +55,7 @@ def resumed(small_run: Any, here: Path, tmp_path_factory: pytest.TempPathFactory
                 if (
                     code is None
                     and not last_start
-                    and (folder / RECORD).exists()
+                    and (folder / "checkpoints" / "step-00000010").exists()  # written beside the steps that follow
                     and read_record(folder).last_step >= 13
                 ):
                     os.kill(pid, signal.SIGKILL)
