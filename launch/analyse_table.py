@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import UserError
-from ..scaling import report
 from ..scaling.analysis import Analysis, analyse
 from ..scaling.cells import families_of, finished
 from ..scaling.findings import findings, warnings_of
 from ..scaling.fit import Fit
 from ..scaling.fitted import Estimate
 from ..scaling.frontier import Best, frontier
-from ..scaling.isoflop import best_loss_fits, profiles
 from ..scaling.laws import CHINCHILLA
 from ..scaling.minima import Minimum
 from ..scaling.optimum_report import growth_blocks, size_blocks
-from ..scaling.page import Block
+from ..scaling.page import Block, write_page
 from ..scaling.points import Point, read_points
-from ..scaling.seeds import seed_noise
+from ..scaling.report import sections
 from ..scaling.settings_report import blocks as setting_blocks
 from .collect import BOOTSTRAP
 from .fitting import fit_points
@@ -35,8 +33,8 @@ class AnalysedTable:
     """A table of runs, and what it shows.
 
     Attributes:
-        fits: the power law of best losses of each family, and its law of n and d.
-        unfitted: why a law could not be fitted.
+        fits: each family's law of n and d; the power laws of best losses are in ``analysis``.
+        unfitted: why a law of n and d could not be fitted.
     """
 
     path: Path
@@ -85,14 +83,7 @@ class AnalysedTable:
         return [*size_blocks(self.analysis), *growth_blocks(self.analysis), *setting_blocks(self.analysis)]
 
     def frontier(self, compute: Sequence[float]) -> tuple[list[Best], list[str]]:
-        """The best model of each family for each of these FLOPs, and which families have none and why.
-
-        Raises:
-            UserError: FLOPs that are none.
-        """
-        for value in compute:
-            if not 0 < value < float("inf"):
-                raise UserError(f"--compute ({value}): must be positive")
+        """The best model of each family for each of these FLOPs, and which families have none and why."""
         return frontier(self.analysis, compute) if compute else ([], [])
 
     def write_report(self, out: Path) -> None:
@@ -102,10 +93,7 @@ class AnalysedTable:
             UserError: it cannot be written.
         """
         try:
-            report.write_report(
-                out, title=self.path.stem, points=self.points, records={}, fits=self.fits,
-                provenance={"table": str(self.path)}, warnings=self.unfitted,
-            )  # fmt: skip
+            write_page(out, self.path.stem, sections(self.analysis, {"table": str(self.path)}, self.unfitted))
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
 
@@ -129,11 +117,10 @@ def _refuse_senseless(path: Path, point: Point) -> None:
 
 
 def _fits(points: Sequence[Point]) -> tuple[dict[str, Fit], list[str]]:
-    powers = best_loss_fits(profiles(points), seed_noise(points))
-    fits = {f"power-best-{family}": result for family, result in powers.items()}
-    unfitted = []
-    for family in families_of(finished(points)):
-        own = [point for point in finished(points) if point.family == family]
+    used = finished(points)
+    fits, unfitted = {}, []
+    for family in families_of(used):
+        own = [point for point in used if point.family == family]
         try:
             fits[f"{CHINCHILLA.name}-{family}"] = fit_points(own, CHINCHILLA, None, BOOTSTRAP, 0)
         except UserError as error:
@@ -144,12 +131,13 @@ def _fits(points: Sequence[Point]) -> tuple[dict[str, Fit], list[str]]:
 def table_as_json(found: AnalysedTable, rows: Sequence[Best], missing: Sequence[str]) -> dict[str, Any]:
     """What programs read of an analysed table."""
     study = found.analysis
+    fits = {**{f"power-best-{family}": fit for family, fit in study.powers.items()}, **found.fits}
     return {
         "table": str(found.path),
         "runs": len(found.points),
         "headlines": found.headlines,
         "warnings": found.warnings,
-        "fits": {name: result.as_json() for name, result in found.fits.items()},
+        "fits": {name: result.as_json() for name, result in fits.items()},
         "sizes": [
             {"family": one.family, "budget": one.budget, **_minimum(one.minimum), "tokens": one.d_best}
             for one in study.profiles

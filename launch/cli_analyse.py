@@ -7,7 +7,7 @@ import typer
 
 from .arguments import AsJson
 from .cli_fit import columns_of
-from .cli_frontier import print_frontier
+from .cli_frontier import check_computes, print_frontier
 from .output import console, note, print_json
 
 
@@ -29,6 +29,7 @@ def analyse(
     from .analyse_table import AnalysedTable, table_as_json
     from .tables import block_tables
 
+    check_computes(compute or [])
     found = AnalysedTable.read(points, columns_of(mapping))
     rows, missing = found.frontier(compute or [])
     if out is not None:

@@ -50,9 +50,7 @@ def frontier(
     from .collect import collect
     from .study_folder import StudyFolder
 
-    for value in compute:
-        if not 0 < value < float("inf"):
-            raise UserError(f"--compute ({value}): must be positive")
+    check_computes(compute)
     if cluster is None and (world is not None or settings):
         raise UserError("--world and --set are for the models on a cluster: give --cluster too")
     folder = StudyFolder(directory)
@@ -78,6 +76,17 @@ def _plan(folder: "StudyFolder", rows: "list[Best]", cluster: Path, world: int |
 
     runs = {run.name: run.config for run in folder.open()[1].runs}
     return plan_frontier(rows, runs, load_cluster(cluster), world, settings)
+
+
+def check_computes(compute: Sequence[float]) -> None:
+    """Refuse what are no FLOPs.
+
+    Raises:
+        UserError: names the value.
+    """
+    for value in compute:
+        if not 0 < value < float("inf"):
+            raise UserError(f"--compute ({value}): must be positive")
 
 
 def print_frontier(rows: Sequence["Best"], missing: Sequence[str]) -> None:

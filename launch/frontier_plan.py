@@ -46,7 +46,8 @@ def plan_frontier(
 
 
 def _brought_to(row: Best, like: RunConfig, vocab: int, overrides: list[str]) -> RunConfig:
-    shape = _nearest_shape(row.n_active.value or 0.0, like, vocab)
+    assert row.n_active.value is not None  # else there is no row
+    shape = _nearest_shape(row.n_active.value, like, vocab)
     given = like.model_dump(mode="json")
     training = {key: value for key, value in given["training"].items() if key not in ("micro_batch", "recompute")}
     told = apply_overrides({}, overrides).get("training")
