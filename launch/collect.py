@@ -1,11 +1,13 @@
 """From run folders to points, fits and a report."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..base.errors import UserError
 from ..scaling.analysis import analyse
+from ..scaling.condensed import Condensed, condense, read_condensed
 from ..scaling.downstream import answered, write_answered
 from ..scaling.findings import findings
 from ..scaling.fit import Fit
@@ -13,12 +15,11 @@ from ..scaling.isoflop import best_loss_fits, profiles
 from ..scaling.laws import law_named
 from ..scaling.outcomes import Outcome, outcomes, write_outcomes
 from ..scaling.outcomes import as_json as outcomes_json
-from ..scaling.points import COLUMNS, Point, mapped, point_from_record, write_points
+from ..scaling.points import COLUMNS, Point, mapped, write_points
 from ..scaling.record import RECORD, Record, read_record
 from ..scaling.register import Register
 from ..scaling.seeds import seed_noise
 from ..training.status import read_status
-from .condensed import Condensed, read_condensed
 from .fitting import fit_points
 from .planned import ImpossibleRun, PlannedRun
 from .study_config import FitRequest, StudyConfig
@@ -48,15 +49,15 @@ def collect(folder: StudyFolder, *, whole: bool = False) -> Collected:
     ``fits/``.
 
     Args:
-        whole: read every line of every record, for what happened inside runs; else records are `Condensed.record`.
+        whole: read every line of every record, for what happened inside runs; else records are as `Condensed` has them.
 
     Raises:
         UserError: no study there, no run of it has started, or a record is damaged.
     """
     study, expansion = folder.open()
     runs = expansion.everything
-    read = _read_whole(folder, runs) if whole else read_condensed(folder, runs)
-    records = {name: condensed.record for name, condensed in read.items()}
+    read = {run.name: _read(folder.run(run.name), whole) for run in runs}
+    records = {name: condensed.record for name, condensed in read.items() if condensed is not None}
     points = [point for run in runs if (point := _point(folder, run, read.get(run.name))) is not None]
     if not points:
         raise UserError(f"{folder.path}: no run of the study {study.name} has started yet; start them with study run")
@@ -78,14 +79,12 @@ def collect(folder: StudyFolder, *, whole: bool = False) -> Collected:
     )
 
 
-def _read_whole(folder: StudyFolder, runs: Iterable[PlannedRun | ImpossibleRun]) -> dict[str, Condensed]:
-    paths = {run.name: folder.run(run.name) / RECORD for run in runs}
-    read = {name: read_record(path) for name, path in paths.items() if path.is_file()}
-    return {
-        name: Condensed(point_from_record(record, name, family=""), record)
-        for name, record in read.items()
-        if record.headers
-    }
+def _read(folder: Path, whole: bool) -> Condensed | None:
+    """A run's point and record; None if it has no header yet."""
+    if not whole:
+        return read_condensed(folder)
+    record = read_record(folder / RECORD) if (folder / RECORD).is_file() else Record()
+    return replace(condense(record), record=record) if record.headers else None
 
 
 def _outcomes(
@@ -131,7 +130,7 @@ def _point(folder: StudyFolder, run: PlannedRun | ImpossibleRun, read: Condensed
     check = run.check if isinstance(run, PlannedRun) else ""
     if read is None:
         return Point(run.name, run.family, ended.state, ended.reason or "", check) if ended else None
-    point = replace(read.point, family=run.family, check=check)
+    point = replace(read.point, run=run.name, family=run.family, check=check)
     if point.state == "running" and ended is not None:
         return replace(point, state=ended.state, why=ended.reason or "")
     return point

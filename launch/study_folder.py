@@ -43,10 +43,6 @@ class StudyFolder:
         return self.path / "downstream.csv"
 
     @property
-    def condensed(self) -> Path:
-        return self.path / "collected.jsonl"
-
-    @property
     def fits(self) -> Path:
         return self.path / "fits"
 

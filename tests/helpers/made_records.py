@@ -8,6 +8,7 @@ from typing import Any
 from moescale.launch.planned import PlannedRun
 from moescale.launch.study_folder import StudyFolder
 from moescale.models.counts import count_parameters
+from moescale.scaling.condensed import read_condensed
 from moescale.scaling.record import RECORD
 from moescale.training.status import write_status
 
@@ -41,6 +42,7 @@ def write_records(folder: StudyFolder, runs: Iterable[PlannedRun], steps: int) -
         place.mkdir(parents=True)
         first = _line({**header, **own, "parameters": found})
         (place / RECORD).write_text(first + body + _line(final) + _line({**end, "state": "done", "why": ""}))
+        read_condensed(place)  # as a run does when it ends
         write_status(place, "done", step=steps, steps_total=steps)
 
 

@@ -14,6 +14,7 @@ import yaml
 from warm_server import Server
 
 from moescale.checkpoint.storage import Checkpoint, folder_of, steps_in
+from moescale.scaling.condensed import CONDENSED, read_condensed
 from moescale.scaling.record import Record, read_record, same
 from moescale.training.status import current_status, read_status
 
@@ -111,6 +112,10 @@ def test_a_run_ends_in_a_whole_record(write_config: Callable[..., Path], begin: 
     assert status is not None
     assert (status.state, status.step, status.steps_total, status.attempt) == ("done", 4, 4, 1)
     assert json.loads((tmp_path / "out/environment.json").read_text())["deepspeed"].startswith("0.19")
+    kept = (tmp_path / "out" / CONDENSED).read_bytes()  # left by the run, and what reading its record leaves
+    (tmp_path / "out" / CONDENSED).unlink()
+    read_condensed(tmp_path / "out")
+    assert (tmp_path / "out" / CONDENSED).read_bytes() == kept
     untouched = (tmp_path / "out/record.jsonl").read_bytes()
     finish(begin(config, tmp_path / "out"))  # done is done
     assert (tmp_path / "out/record.jsonl").read_bytes() == untouched

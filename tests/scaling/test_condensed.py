@@ -1,4 +1,4 @@
-"""Collecting reads a record once, and says the same as if it had read all of every one."""
+"""Collecting reads no record that its run has condensed, and says the same as if it had read all of every one."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from moescale.launch.expansion import expand
 from moescale.launch.study_config import load_study
 from moescale.launch.study_folder import StudyFolder
 from moescale.scaling.analysis import analyse
+from moescale.scaling.condensed import CONDENSED, read_condensed
 from moescale.scaling.record import RECORD
 
 STEPS = 60
@@ -86,13 +87,28 @@ def test_what_has_changed_is(folder):
     assert {name for name in points if points[name] != now[name]} == {changed.parent.name}
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"made_by": "other code"}\n{"run": "x"}\n', b"\xff\xfe"])
-def test_a_damaged_collection_is_made_anew(damage, folder):
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"made_by": "other code"}', b"[]", b"\xff\xfe", None])
+def test_what_is_damaged_or_missing_is_made_anew(damage, folder):
     points = collect(folder).points
-    whole = folder.condensed.read_bytes()
-    folder.condensed.write_bytes(damage)
+    kept = next(folder.path.glob(f"runs/*/{CONDENSED}"))
+    whole = kept.read_bytes()
+    if damage is None:
+        kept.unlink()
+    else:
+        kept.write_bytes(damage)
     assert collect(folder).points == points
-    assert folder.condensed.read_bytes() == whole
+    assert kept.read_bytes() == whole
+
+
+def test_what_other_code_kept_is_not_believed(folder):
+    kept = next(folder.path.glob(f"runs/*/{CONDENSED}"))
+    whole = json.loads(kept.read_bytes())
+    assert whole["content"]["point"]["loss"] != 9.5
+    whole["content"]["point"]["loss"] = 9.5
+    kept.write_text(json.dumps(whole))
+    assert 9.5 in {point.loss for point in collect(folder).points}
+    kept.write_text(json.dumps({**whole, "made_by": "other code"}))
+    assert 9.5 not in {point.loss for point in collect(folder).points}
 
 
 def test_a_run_that_is_gone_is_forgotten(folder):
@@ -101,4 +117,10 @@ def test_a_run_that_is_gone_is_forgotten(folder):
     gone.unlink()
     (gone.parent / "status.json").unlink()
     assert gone.parent.name not in {point.run for point in collect(folder).points}
-    assert gone.parent.name not in folder.condensed.read_text()
+
+
+def test_nothing_is_left_of_a_run_that_has_not_begun(tmp_path):
+    assert read_condensed(tmp_path) is None
+    (tmp_path / RECORD).write_bytes(b"")
+    assert read_condensed(tmp_path) is None
+    assert not (tmp_path / CONDENSED).exists()
