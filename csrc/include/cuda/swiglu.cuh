@@ -10,7 +10,7 @@ namespace moescale::cuda {
 
 __device__ __forceinline__ float sigmoid(float value) { return 1.0f / (1.0f + expf(-value)); }
 
-/// Weights by visit; `weight_TK` is null where rows are not weighted.
+/// Weights by visit; `visit_R` is null where rows are not weighted. (`weight_TK` is null where there is no visit either.)
 struct RowWeights {
   const float* weight_TK;
   const int64_t* visit_R;
@@ -19,13 +19,13 @@ struct RowWeights {
 
 /// The visit of a row, or -1; 0 for every row that is not weighted.
 __device__ __forceinline__ int64_t visit_of(const RowWeights& weights, int64_t row) {
-  if (weights.weight_TK == nullptr) return 0;
+  if (weights.visit_R == nullptr) return 0;
   const int64_t visit = weights.visit_R[row];
   return within(visit, weights.visits) ? visit : -1;
 }
 
 __device__ __forceinline__ float weight_of(const RowWeights& weights, int64_t visit) {
-  return weights.weight_TK == nullptr ? 1.0f : weights.weight_TK[visit];
+  return weights.visit_R == nullptr ? 1.0f : weights.weight_TK[visit];
 }
 
 /// One warp takes one row.
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
     store_pack(grad_gate_up, column, grad_gate);
     store_pack(grad_gate_up, packs + column, grad_up);
   }
-  if (weights.weight_TK == nullptr) return;
+  if (weights.visit_R == nullptr) return;
   dot = warp_sum(dot);
   if (lane_index() == 0) grad_weight_TK[visit] = dot;
 }
