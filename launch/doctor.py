@@ -64,9 +64,17 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     """Installed versions against the ranges that the package declares and the versions it was tested with."""
+    try:
+        required = importlib.metadata.requires("moescale") or []
+    except importlib.metadata.PackageNotFoundError:  # imported from a path
+        return [
+            Finding(
+                "moescale", "not installed, so nothing says what it needs", False, True, "make, or pip install -e ."
+            )
+        ]
     tested = tested_versions()
     findings = []
-    for text in importlib.metadata.requires("moescale") or []:
+    for text in required:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             findings.append(_package(requirement, tested.get(requirement.name.lower())))

@@ -5,6 +5,7 @@ paid for with page faults; they cost more than the arithmetic of small models (a
 15 ms without them). glibc reads the settings once, before main, so a process that lacks them has to be replaced.
 """
 
+import itertools
 import os
 import platform
 import sys
@@ -23,14 +24,20 @@ ALLOCATOR = {
 }
 
 
-def has_cuda_device() -> bool:
-    """Whether the NVIDIA driver is loaded, told without importing torch."""
-    return Path("/dev/nvidiactl").exists()
+def cuda_devices() -> list[str]:
+    """The NVIDIA devices that this process may use, by their names in CUDA_VISIBLE_DEVICES; known without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not Path("/dev/nvidiactl").exists():
+        return []
+    if visible is None:
+        return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+    names = [name.strip() for name in visible.split(",")]
+    return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # CUDA ignores what follows those
 
 
 def missing_allocator_settings() -> dict[str, str]:
     """The settings that this process was started without; what the user has set stays as it is."""
-    if platform.libc_ver()[0] != "glibc" or has_cuda_device():
+    if platform.libc_ver()[0] != "glibc" or cuda_devices():
         return {}
     return {key: value for key, value in ALLOCATOR.items() if key not in os.environ}
 

@@ -11,7 +11,7 @@ from ..training.budget import cost_of, steps_of, tokens_per_step
 from ..training.config import RunConfig
 from ..training.schedule import check_schedule
 from .branches import own_steps
-from .environment import cores
+from .environment import cores, cuda_devices
 from .expansion import shared_complaints
 from .layout_choice import Choice
 from .layout_options import smallest_world
@@ -63,7 +63,7 @@ def plan_placed(expansion: Expansion) -> Plan:
 def plan_runs(runs: Sequence[tuple[str, RunConfig]], workers: int | None = None, world: int = 1) -> Plan:
     """Plan runs given as (family, configuration), ``world`` ranks each.
 
-    ``workers`` None: as many as cores and available memory carry.
+    ``workers`` None: as many as cores, or CUDA devices where there are any, and available memory carry.
 
     Raises:
         UserError: runs that cannot start: a budget below one batch, a layout that does not fit. Names them all.
@@ -159,6 +159,6 @@ def _with_workers(rows: Sequence[PlanRow], impossible: Sequence[ImpossibleRun], 
     if workers is None:
         largest = max((row.memory_bytes for row in rows), default=0)
         fitting = psutil.virtual_memory().available // (largest + PROCESS_BYTES)
-        workers = max(min(cores(), fitting, len(rows)), 1)
+        workers = max(min(len(cuda_devices()) or cores(), fitting, len(rows)), 1)
     plan = Plan(tuple(rows), tuple(impossible), workers, ())
     return plan.warning(memory_warnings(plan))

@@ -1,7 +1,8 @@
 """Runs of a study side by side: one warm parent forks a child for each run, so that imports are paid once.
 
 The parent has imported torch, DeepSpeed and Megatron but started no thread and no process group, which is what
-makes forking safe; each child is then a process like any that ``moescale train`` starts.
+makes forking safe; each child is then a process like any that ``moescale train`` starts. Where there are GPUs each
+child sees one of them, the one that fewest others use.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from ..base.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, 
 from ..training.config import RunConfig
 from ..training.run import train
 from ..training.status import read_status
+from .environment import cuda_devices
 from .failure import explain_failure, kernel_kills, starved_since
 
 _TICK = 0.5  # seconds between looks at the clock and at stop requests
@@ -59,12 +62,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Child:
-    """A run that is going on."""
+    """A run that is going on; ``device`` is the GPU that it has, None where there is none."""
 
     job: Job
     process: BaseProcess
     log: Path
     first_step: int
+    device: str | None = None
     started: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.time)  # on the clock of status.json
     kernel_kills: int | None = field(default_factory=kernel_kills)
@@ -108,13 +112,14 @@ def run_all(jobs: Sequence[Job], workers: int, watcher: Watcher) -> list[Outcome
     waiting = sorted(jobs, key=lambda job: job.cost)
     running: list[Child] = []
     outcomes: list[Outcome] = []
+    devices = cuda_devices()
     requests, heeded = _StopRequests(), 0
     try:
         with requests.listening():
             while running or (waiting and not requests.count):
                 while len(running) < workers and not requests.count and (ready := _ready(waiting, running)):
                     waiting.remove(ready[-1])
-                    running.append(_start(ready[-1]))
+                    running.append(_start(ready[-1], _freest(devices, running)))
                     watcher.began(running[-1])
                 if requests.count > heeded:
                     heeded = requests.count
@@ -138,26 +143,34 @@ def _ready(waiting: Sequence[Job], running: Sequence[Child]) -> list[Job]:
     return [job for job in waiting if job.after not in unfinished]
 
 
-def _start(job: Job) -> Child:
+def _freest(devices: Sequence[str], running: Sequence[Child]) -> str | None:
+    """The device that fewest of the running use."""
+    used = Counter(child.device for child in running)
+    return min(devices, key=lambda device: used[device], default=None)
+
+
+def _start(job: Job, device: str | None) -> Child:
     status = read_status(job.folder)
     attempt = (status.attempt if status else 0) + 1
     log = job.folder / "logs" / f"{attempt}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = _fork.Process(target=_run_child, args=(job, log, os.getpid()), name=job.name)
+    process = _fork.Process(target=_run_child, args=(job, log, device, os.getpid()), name=job.name)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # until the child no longer has our handlers
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Child(job, process, log, status.step if status else 0)
+    return Child(job, process, log, status.step if status else 0, device)
 
 
-def _run_child(job: Job, log: Path, parent: int) -> NoReturn:
+def _run_child(job: Job, log: Path, device: str | None, parent: int) -> NoReturn:
     """The whole life of a child; it leaves by ``os._exit``, so that nothing of the parent's is run a second time."""
     code = EXIT_FAILED
     try:
         _die_with(parent)
         _be_killed_first()
+        if device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
         os.setpgrp()  # Ctrl-C on a terminal reaches the parent alone, which then asks each child once
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)

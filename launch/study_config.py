@@ -108,7 +108,7 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
     groups: dict[str, GroupConfig] = Field(min_length=1)
     lr_rule: LearningRateRule | None = None
     scale: float = Field(1.0, gt=0, le=1, description="shrinks the study: FLOPs become so many times what they are")
-    workers: int | None = Field(None, ge=1, description="runs side by side; default: one a core")
+    workers: int | None = Field(None, ge=1, description="runs side by side; default: one a core, or a GPU")
     fit: tuple[FitRequest, ...] = ()
 
     @model_validator(mode="after")

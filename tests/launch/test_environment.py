@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from moescale.launch.environment import ALLOCATOR, has_cuda_device
+from moescale.launch.environment import ALLOCATOR, cuda_devices
+from moescale.launch.pool import Child, _freest
 
 SCRIPT = """
 import json, os, sys
@@ -18,7 +20,7 @@ print(json.dumps([os.getpid(), sys.argv[1:], settings]))
 """
 
 
-@pytest.mark.skipif(has_cuda_device(), reason="only processes that compute on the CPU are started again")
+@pytest.mark.skipif(bool(cuda_devices()), reason="only processes that compute on the CPU are started again")
 def test_restart_keeps_process_arguments_and_choices(environment):
     bare = {key: value for key, value in environment.items() if key not in ALLOCATOR}
     result = subprocess.run(
@@ -28,3 +30,22 @@ def test_restart_keeps_process_arguments_and_choices(environment):
     first, second, last = result.stdout.splitlines()
     assert first == second
     assert json.loads(last) == [int(first), ["a b", "k=v"], {**ALLOCATOR, "MALLOC_TOP_PAD_": "1024"}]
+
+
+def test_a_device_is_given_to_as_few_runs_as_can_be(tmp_path):
+    def child(device):
+        return Child(None, None, tmp_path, 0, device)
+
+    assert _freest([], []) is None
+    assert _freest(["0", "1"], []) == "0"
+    assert _freest(["0", "1"], [child("0")]) == "1"
+    assert _freest(["0", "1"], [child("0"), child("1"), child("0")]) == "1"
+    assert _freest(["GPU-5f"], [child("GPU-5f")]) == "GPU-5f"
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"), [("", []), ("-1", []), ("2,0", ["2", "0"]), ("1,-1,3", ["1"]), ("GPU-5f", ["GPU-5f"])]
+)
+def test_devices_are_those_that_cuda_will_see(visible, devices, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cuda_devices() == (devices if Path("/dev/nvidiactl").exists() else [])

@@ -64,8 +64,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start_ranks(command: list[str], world: int) -> list[subprocess.Popen[str]]:
-    """Start ``command`` once for each rank, with torchrun's variables."""
+def start_ranks(command: list[str], world: int, devices: str = "") -> list[subprocess.Popen[str]]:
+    """Start ``command`` once for each rank, with torchrun's variables. ``devices``: GPUs that they see."""
     port = str(free_port())
     processes = []
     for rank in range(world):
@@ -77,6 +77,7 @@ def start_ranks(command: list[str], world: int) -> list[subprocess.Popen[str]]:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": devices,
         }
         processes.append(
             subprocess.Popen(
@@ -94,8 +95,8 @@ def start_ranks(command: list[str], world: int) -> list[subprocess.Popen[str]]:
 def run_ranks() -> Any:
     """``run_ranks(command, world)``: run and wait; fails with the output of the first rank that failed."""
 
-    def run(command: list[str], world: int, timeout: float = 240) -> None:
-        processes = start_ranks(command, world)
+    def run(command: list[str], world: int, timeout: float = 240, devices: str = "") -> None:
+        processes = start_ranks(command, world, devices)
         try:
             outputs = [process.communicate(timeout=timeout)[0] for process in processes]
         finally:
@@ -140,11 +141,10 @@ def here() -> Path:
 
 
 @pytest.fixture(scope="session")
-def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``computed(world, case)``: what each rank stored; a world is spawned when it is first asked for."""
-    done: dict[str, Path] = {}
+def compute(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``compute(world, devices)``: the folder with what its ranks stored."""
 
-    def spawn(world: World) -> Path:
+    def spawn(world: World, devices: str = "") -> Path:
         out = tmp_path_factory.mktemp("world")
         cases = [
             {
@@ -160,12 +160,21 @@ def computed(small_run: Any, run_ranks: Any, here: Path, tmp_path_factory: pytes
         prepare(validate(RunConfig, cases[0]["config"], "case").data)
         (out / "job.json").write_text(json.dumps({"cases": cases, "out": str(out)}))
         seconds = 60 + 20 * (world.ranks + len(cases))
-        run_ranks([str(here / "parity_worker.py"), str(out / "job.json")], world.ranks, timeout=seconds)
+        command = [str(here / "parity_worker.py"), str(out / "job.json")]
+        run_ranks(command, world.ranks, timeout=seconds, devices=devices)
         return out
+
+    return spawn
+
+
+@pytest.fixture(scope="session")
+def computed(compute: Any) -> Any:
+    """``computed(world, case)``: what each rank stored; a world is spawned when it is first asked for."""
+    done: dict[str, Path] = {}
 
     def get(where: str, name: str) -> list[dict[str, Any]]:
         if where not in done:
-            done[where] = spawn(WORLDS[where])
+            done[where] = compute(WORLDS[where])
         ranks = range(WORLDS[where].ranks)
         return [torch.load(done[where] / f"{name}.{rank}.pt", weights_only=False) for rank in ranks]
 

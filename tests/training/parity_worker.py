@@ -126,7 +126,7 @@ def capture_gradients(setup, into):
 
 
 def boxes(found):
-    return [(b.part, b.piece.name, b.piece.shape, b.piece.start, b.values.clone()) for b in found]
+    return [(b.part, b.piece.name, b.piece.shape, b.piece.start, b.values.to("cpu", copy=True)) for b in found]
 
 
 def run_case(case, place):
@@ -150,7 +150,7 @@ def run_case(case, place):
     choices = encode_choices(tasks[0], setup.data.tokenizer, config.training.seq)
     stored["answers"] = answer(setup.passes, groups, choices, config.training.seq)
     parameters = {
-        piece.name: piece.read(entry.parameter.detach()).clone()
+        piece.name: piece.read(entry.parameter.detach()).to("cpu", copy=True)
         for entry in setup.state.entries.values()
         for piece in entry.pieces
         if all(s == e for s, e in zip(piece.shape, piece.extent, strict=True))
