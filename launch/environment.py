@@ -24,13 +24,13 @@ ALLOCATOR = {
 }
 
 
-def cuda_devices() -> list[str]:
+def cuda_devices(nodes: Path = Path("/dev")) -> list[str]:
     """The NVIDIA devices that this process may use, by their names in CUDA_VISIBLE_DEVICES; known without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not Path("/dev/nvidiactl").exists():
+    if not (nodes / "nvidiactl").exists():
         return []
     if visible is None:
-        return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+        return sorted((node.name.removeprefix("nvidia") for node in nodes.glob("nvidia[0-9]*")), key=int)
     names = [name.strip() for name in visible.split(",")]
     return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # CUDA ignores what follows those
 

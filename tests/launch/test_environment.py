@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -44,8 +43,22 @@ def test_a_device_is_given_to_as_few_runs_as_can_be(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("visible", "devices"), [("", []), ("-1", []), ("2,0", ["2", "0"]), ("1,-1,3", ["1"]), ("GPU-5f", ["GPU-5f"])]
+    ("visible", "devices"),
+    [
+        (None, ["0", "2", "10"]),
+        ("", []),
+        ("-1", []),
+        ("2,0", ["2", "0"]),
+        ("1,-1,3", ["1"]),
+        ("GPU-5f", ["GPU-5f"]),
+    ],
 )
-def test_devices_are_those_that_cuda_will_see(visible, devices, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert cuda_devices() == (devices if Path("/dev/nvidiactl").exists() else [])
+def test_devices_are_those_that_cuda_will_see(visible, devices, monkeypatch, tmp_path):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cuda_devices(tmp_path) == []  # no driver
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia0", "nvidia10", "nvidia2"):
+        (tmp_path / name).touch()
+    assert cuda_devices(tmp_path) == devices
