@@ -65,6 +65,9 @@ def _both(name: str, **keys: int) -> list[Case]:
 _LADDER = {"threads": 1, "width": 48, "layers": 2, "heads": 2, "ffn": 192, "vocab": 1024, "seq": 128, "batch": 4}
 
 # All of d 128 activate 512 hidden units a token in their feed-forward layers.
+# For a GPU: as much arithmetic in a step as keeps one busy.
+_GPU = {"threads": 1, "width": 1024, "layers": 8, "heads": 16, "ffn": 4096, "vocab": 4096, "seq": 2048, "batch": 4}
+
 CASES = [
     Case("tiny", "fp32", **_LADDER),
     Case("quickstart", "fp32", **_LADDER, experts=32, active=4, expert_width=48),
@@ -72,5 +75,7 @@ CASES = [
     *_both("moe", experts=8, active=2, expert_width=256),
     *_both("moe64", experts=64, active=8, expert_width=64),
     *_both("moe256", width=256, heads=8, ffn=1024, experts=8, active=2, expert_width=512),
+    Case("dense1024", "bf16", **_GPU),
+    Case("moe1024", "bf16", **_GPU, experts=64, active=8, expert_width=512),
 ]
 DEFAULT = ("tiny", "quickstart", "dense", "moe", "moe64")

@@ -117,17 +117,16 @@ class Child:
 
 
 def _measure(stepper: Stepper, seconds: float) -> float:
-    import torch
+    from .device import finish
 
     stepper.step()  # another process had the caches
+    finish()
     count, began = 0, time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds or count == 0:
+    while time.perf_counter() - began < seconds or count == 0:
         stepper.step()
         count += 1
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        spent = time.perf_counter() - began
-    return spent / count
+    finish()
+    return (time.perf_counter() - began) / count
 
 
 def peak_bytes_of(step: Callable[[], None]) -> int:

@@ -42,12 +42,12 @@ class OperationCase:
 
 CASES = [
     OperationCase(operation, layer)
-    for layer_name in ("tiny", "e64", "e256")
+    for layer_name in ("tiny", "e64", "e256", "olmoe")
     for operation in (*_OF_SCORES, *_OF_ROWS)
     for layer in LAYERS
-    if layer.name == layer_name and (layer.dtype == "fp32" or operation in _OF_ROWS)
+    if layer.name == layer_name and (layer.dtype == "fp32" or operation in _OF_ROWS or layer_name == "olmoe")
 ]
-DEFAULT = tuple(dict.fromkeys(case.name for case in CASES if case.layer.name != "tiny"))
+DEFAULT = tuple(dict.fromkeys(case.name for case in CASES if case.layer.name in ("e64", "e256")))
 
 
 def rows(request: Request) -> Iterator[Row]:

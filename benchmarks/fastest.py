@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterable
 
+from .device import finish
+
 MORE = 4  # attempts at each option that can still win after its first
 HOPELESS = 4.0  # times the best first attempt; a first attempt may build kernels that the others find built
 
@@ -21,4 +23,5 @@ def fastest(options: Iterable[str], attempt: Callable[[str], None]) -> tuple[str
 def _seconds(attempt: Callable[[str], None], option: str) -> float:
     began = time.perf_counter()
     attempt(option)
+    finish()
     return time.perf_counter() - began

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cases import Case
+from .device import DEVICE
 from .fastest import fastest
 from .layer_cases import LayerCase
 
@@ -67,14 +68,14 @@ def products(case: Case) -> list[Product]:
 class _Operands:
     """One product with its gradients: ``y = x w^T``, ``dx = y w``, ``dw = y^T x``, weights stored outputs first."""
 
-    def __init__(self, product: Product, dtype: torch.dtype, device: torch.device):
+    def __init__(self, product: Product, dtype: torch.dtype):
         def filled(rows: int, columns: int) -> Tensor:
-            return torch.randn(product.batch, rows, columns, device=device).div_(columns**0.5).to(dtype)
+            return torch.randn(product.batch, rows, columns, device=DEVICE).div_(columns**0.5).to(dtype)
 
         self.x, self.dx = filled(product.m, product.k), filled(product.m, product.k)
         self.w, self.dw = filled(product.n, product.k), filled(product.n, product.k)
         self.y = filled(product.m, product.n)
-        self.ends = torch.arange(product.m, product.batch * product.m + 1, product.m, dtype=torch.int32, device=device)
+        self.ends = torch.arange(product.m, product.batch * product.m + 1, product.m, dtype=torch.int32, device=DEVICE)
         self.way = "bmm" if product.batch > 1 else "mm"
         # Not bmm for experts: it needs as many rows for each, and no router gives them that.
         self.ways = ("mm", "grouped_mm") if product.experts else (self.way,)
@@ -108,9 +109,8 @@ class _Products:
     bytes_moved = None
 
     def __init__(self, found: Iterable[Product], dtype: str):
-        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self.operands = [
-            [_Operands(each, torch.float32 if each.router else DTYPES[dtype], device) for _ in range(each.count)]
+            [_Operands(each, torch.float32 if each.router else DTYPES[dtype]) for _ in range(each.count)]
             for each in found
         ]
 

@@ -50,6 +50,9 @@ CASES = [
     *_all("e8", experts=8, active=2, expert_width=1024),
     *_all("e64", experts=64, active=2, expert_width=1024),
     *_all("e256", experts=256, active=8, expert_width=256),
+    # Layers of published models at the batch of a GPU: OLMoE-1B-7B (2409.02060), Qwen3-30B-A3B (2505.09388).
+    LayerCase("olmoe", "bf16", threads=1, experts=64, active=8, expert_width=1024, width=2048, seq=4096, batch=4),
+    LayerCase("qwen3", "bf16", threads=1, experts=128, active=8, expert_width=768, width=2048, seq=4096, batch=4),
     *_all("e64-routing", experts=64, active=2, expert_width=1024, compare="routing"),
 ]
 DEFAULT = ("e8", "e64", "e256", "e64-routing")

@@ -59,7 +59,7 @@ def megatron_layer(width: int, config: MoEConfig, dtype: str) -> Layer:
 
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # 0.16.1 leaves the name undefined without Transformer Engine
-    moe_utils.MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
+    moe_utils.MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=torch.cuda.current_device()))
     model_parallel_cuda_manual_seed(0)  # the tracker's states must exist
     expert_width = config.width_of_expert(width)
     settings = TransformerConfig(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..moe.config import MoEConfig
 from ..moe.layer import MoELayer
+from .device import DEVICE
 from .fastest import fastest
 from .floor import DTYPES
 from .layer_cases import LayerCase
@@ -89,13 +90,12 @@ class LayerStep:
     bytes_moved = None
 
     def __init__(self, case: LayerCase, layer: Layer, leave: Callable[[], None] = lambda: None):
-        self._device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self.layer = layer
-        layer.module.to(self._device).train()
+        layer.module.to(DEVICE).train()
         self._leave = leave
         shape = (case.seq, case.batch, case.width)
         draw = torch.Generator().manual_seed(1)
-        self.x, self.grad = (torch.randn(shape, generator=draw).to(self._device, DTYPES[case.dtype]) for _ in range(2))
+        self.x, self.grad = (torch.randn(shape, generator=draw).to(DEVICE, DTYPES[case.dtype]) for _ in range(2))
         self.x.requires_grad_()
 
     def warm_up(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..moe import ops, reference
 from ..moe.dispatch import Assignment
 from ..moe.experts import row_multiple
+from .device import DEVICE
 from .floor import DTYPES
 from .layer_cases import LayerCase
 
@@ -17,11 +18,10 @@ WARM_UP = 3  # steps
 
 def operands(operation: str, case: LayerCase) -> tuple[Any, ...]:
     """Arguments of ``operation`` under natural routing. Scores are float32, rows are of the case's dtype."""
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(DEVICE).manual_seed(0)
 
     def random(*shape: int, dtype: torch.dtype = DTYPES[case.dtype]) -> Tensor:
-        return torch.randn(shape, generator=draw).to(device, dtype)
+        return torch.randn(shape, generator=draw, device=DEVICE).to(dtype)
 
     tokens, experts, active = case.tokens, case.experts, case.active
     logits_TE = random(tokens, experts, dtype=torch.float32)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..data import DataConfig, prepare
 from ..data.loader import TrainStream
 from .cases import Case
+from .device import DEVICE
 from .fastest import fastest
 from .plain import Transformer
 
@@ -31,15 +32,14 @@ class PlainLoop:
     bytes_moved = None
 
     def __init__(self, model: nn.Module, case: Case, data: Mapping[str, Any]):
-        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self.model = model.to(device).train()
+        self.model = model.to(DEVICE).train()
         self._autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if case.dtype == "bf16":
-            self._autocast = torch.autocast(device.type, torch.bfloat16)
+            self._autocast = torch.autocast(DEVICE.type, torch.bfloat16)
         config = DataConfig.model_validate(data)
         stream = TrainStream(prepare(config), config, case.seq, seed=0)
         drawn = [stream.samples(range(n * case.batch, (n + 1) * case.batch)) for n in range(BATCHES)]
-        self._batches = itertools.cycle([(tokens.to(device), labels.to(device)) for tokens, labels, _ in drawn])
+        self._batches = itertools.cycle([(tokens.to(DEVICE), labels.to(DEVICE)) for tokens, labels, _ in drawn])
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
         )

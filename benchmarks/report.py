@@ -59,8 +59,8 @@ class Report:
         """For a terminal."""
         machine = self.machine
         caption = (
-            f"{machine['cpu']}, {machine['cores']} cores, torch {machine['versions'].get('torch')}, load "
-            f"{machine['load']:.1f} before the first row"
+            f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, torch {machine['versions'].get('torch')}, "
+            f"load {machine['load']:.1f} before the first row"
         )
         table = Table(caption=caption, caption_justify="left")
         for heading in ("case", "dtype", "allocator", "implementation"):
@@ -100,6 +100,7 @@ def machine() -> dict[str, Any]:
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "gpu": _gpu(),
         "vector_units": [unit for unit in _VECTOR_UNITS if unit in flags],
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -108,6 +109,12 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _version(package: str) -> str | None:

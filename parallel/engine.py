@@ -233,20 +233,29 @@ class Engine:
             for parameter in group["params"]:
                 if not optimizer.state[parameter]:
                     optimizer.state[parameter] = {
-                        "step": torch.zeros((), dtype=torch.float32),
                         "exp_avg": torch.zeros_like(parameter, requires_grad=False),
                         "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
                     }
+                    if not _counts_in_groups(optimizer):  # on the device, where fused AdamW looks for it
+                        count = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                        optimizer.state[parameter]["step"] = count
 
     @property
     def steps_taken(self) -> int:
         """The optimizer's own step count, which its bias correction uses."""
-        counts = {int(s["step"]) for s in self._base_optimizer().state.values() if "step" in s}
+        optimizer = self._base_optimizer()
+        counted = optimizer.param_groups if _counts_in_groups(optimizer) else optimizer.state.values()
+        counts = {int(one["step"]) for one in counted if "step" in one}
         return counts.pop() if counts else 0
 
     @steps_taken.setter
     def steps_taken(self, steps: int) -> None:
-        for state in self._base_optimizer().state.values():
+        optimizer = self._base_optimizer()
+        if _counts_in_groups(optimizer):
+            for group in optimizer.param_groups:
+                group["step"] = steps
+            return
+        for state in optimizer.state.values():
             if "step" in state:  # plain gradient descent counts nothing
                 state["step"].fill_(steps)
 
@@ -261,6 +270,11 @@ class Engine:
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer if self.zero else self._engine.optimizer
+
+
+def _counts_in_groups(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether steps are counted once for each group, as by apex's FusedAdam, and not in each parameter's state."""
+    return "bias_correction" in optimizer.defaults
 
 
 def _settings(zero: int, dtype: torch.dtype, bucket: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_tiny_gives_a_row_for_each_implementation() -> None:
 
 def test_every_operation_is_measured() -> None:
     assert {case.operation for case in TINY} == set(ops.OPERATIONS)
-    assert {case.layer.name for case in CASES} == {"tiny", "e64", "e256"}
+    assert {case.layer.name for case in CASES} == {"tiny", "e64", "e256", "olmoe"}
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)

@@ -64,6 +64,44 @@ def test_resuming_is_bit_exact(train: Callable[..., Any], tmp_path: Path, zero: 
     assert_same_state(original, resumed)
 
 
+class CountsInGroups(torch.optim.Optimizer):
+    """Adam whose steps are counted once for each group, as apex's FusedAdam does; that one needs a GPU."""
+
+    def __init__(self, groups: list[dict[str, Any]]):
+        super().__init__([{**group, "decay": None} for group in groups], {"lr": 0.01, "bias_correction": True})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+                state["exp_avg"].lerp_(parameter.grad, 0.1)
+                state["exp_avg_sq"].lerp_(parameter.grad**2, 0.05)
+                first = state["exp_avg"] / (1 - 0.9 ** group["step"])
+                second = state["exp_avg_sq"] / (1 - 0.95 ** group["step"])
+                parameter.sub_(group["lr"] * first / (second.sqrt() + 1e-8))
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_an_optimizer_that_counts_in_its_groups_goes_on_counting(
+    train: Callable[..., Any], tmp_path: Path, zero: int
+) -> None:
+    original, resumed = train(zero, "fp32", CountsInGroups), train(zero, "fp32", CountsInGroups)
+    for first in (0, 2, 4):
+        step(original, first)
+    assert original.engine.steps_taken == 3
+    save(tmp_path, 3, state_of(original).held(), {})
+    state_of(resumed).load(Checkpoint(folder_of(tmp_path, 3)))
+    resumed.engine.steps_taken = 3
+    assert_same_state(original, resumed)
+    for made in (original, resumed):
+        step(made, 6)
+    assert_same_state(original, resumed)
+
+
 def test_where_there_are_no_moments_they_are_zero(train: Callable[..., Any], tmp_path: Path) -> None:
     """Before the first step none are stored, nor in a converted checkpoint; nothing of an older load may stay."""
     made, other = train(), train()

@@ -232,11 +232,19 @@ class Trouble:
         until(kill, "a rank to kill", 120)
 
     def kill_node(self) -> None:
-        """Its jobs go on though Slurm gives it up and starts them elsewhere; then the node comes back."""
-        run = self.victim("node", left=35)  # Slurm gives a silent node 10 s, and looks now and then
+        """Its jobs go on though Slurm gives it up and starts them elsewhere; then the node comes back.
+
+        Slurm gives a silent node 10 s, and looks now and then: a run that is through by then was not hit.
+        """
+        while not self._is_hit_by_the_death_of_its_node(self.victim("node", left=35)):
+            pass
+
+    def _is_hit_by_the_death_of_its_node(self, run: dict[str, Any]) -> bool:
         self.slurm.kill_node(run["nodes"])
         until(lambda: self.slurm.state_of(run["nodes"]).startswith("down"), "a node that is down", 120, tick=0.5)
+        status = read_status(self.study.run(run["name"]))
         self.slurm.start_node(run["nodes"])
+        return status is not None and status.state != "done"
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ class Emulated:
         tokens, width = x_TD.shape
         active = row_TK.shape[1]
         rows = len(visit_R)
-        arrays = {"x_TD": x_TD, "visit_R": visit_R}
+        arrays = {"x_TD": x_TD, "visit_R": visit_R, "row_TK": row_TK}
         run = self._run("permute", arrays, x_TD.dtype, tokens=tokens, rows=rows, width=width, active=active)
         return run.array("rows_RD", (rows, width), x_TD.dtype)
 

@@ -55,8 +55,8 @@ template <typename T>
 void run_permute(Arguments& a) {
   const int64_t rows = a.integer("rows");
   const int64_t width = a.integer("width");
-  launch_permute(a.input<T>("x_TD"), a.input<int64_t>("visit_R"), a.output<T>("rows_RD", rows * width), rows,
-                 a.integer("tokens"), static_cast<int>(a.integer("active")), width * sizeof(T), nullptr);
+  launch_permute(a.input<T>("x_TD"), a.input<int64_t>("visit_R"), a.input<int64_t>("row_TK"),
+                 a.output<T>("rows_RD", rows * width), rows, a.integer("tokens"), static_cast<int>(a.integer("active")), width * sizeof(T), nullptr);
 }
 
 template <typename T>

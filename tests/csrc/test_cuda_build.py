@@ -37,7 +37,7 @@ REGISTERS = {
     "scan_chunks_kernel": 40,
     "scan_experts_kernel": 32,
     "place_visits_kernel": 48,
-    "permute_kernel": 40,
+    "permute_kernel": 48,
     "combine_kernel": 48,
     "combine_backward_kernel": 56,
     "swiglu_kernel": 56,

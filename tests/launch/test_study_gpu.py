@@ -16,12 +16,17 @@ pytestmark = [
 
 
 def test_runs_side_by_side(work, moescale, tmp_path: Path):
+    moe = {"experts": 4, "active": 2, "granularity": 2}
     study = {
         "run": {"extends": str(work / "base.yaml"), "training": {"steps": 4}},
         "workers": 2,
         "groups": {
             "dense": {"family": "dense", "grid": {"training.seed": [0, 1]}},
-            "moe": {"family": "E4", "set": {"moe": {"experts": 4, "active": 2}}, "grid": {"training.seed": [0, 1]}},
+            "moe": {
+                "family": "E4",
+                "set": {"moe": moe},
+                "grid": {"training.seed": [0, 1]},
+            },
         },
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))

@@ -62,14 +62,13 @@ def test_a_run_goes_on_to_the_last_bit(dtype: str, run_ranks: Any, small_run: An
     """Interrupted runs equal undisturbed ones, as on the CPU: nothing in a step depends on the order of threads."""
     content = small_run(
         moe=MIXTURE,
-        runtime={"dtype": dtype},
-        training={"steps": 12},
-        checkpoint={"every": 4, "keep_last": 3},
+        training={"steps": 12, "dtype": dtype},
+        checkpoint={"every": 4, "keep": 3},
         eval={"every": 6},
         noise={"every": 3, "small_batch": 2},
     )
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
-    command = ["-P", "-m", "moescale", "train", str(tmp_path / "run.yaml"), "--quiet", "--out"]
+    command = ["-P", "-m", "moescale", "train", str(tmp_path / "run.yaml"), "--out"]
     for name in ("whole", "again"):
         run_ranks([*command, str(tmp_path / name)], 1, devices="0")
     assert same(read_record(tmp_path / "whole"), read_record(tmp_path / "again")) == []
