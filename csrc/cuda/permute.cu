@@ -22,7 +22,8 @@ Tensor permute(Tensor x_TD, Tensor visit_R, Tensor row_TK) {
   dispatch_dtype(x_TD, "x_TD", [&](auto type) {
     using T = typename decltype(type)::type;
     launch_permute(x_TD.const_data_ptr(), visit_R.const_data_ptr<int64_t>(), row_TK.const_data_ptr<int64_t>(),
-                   rows_RD.mutable_data_ptr(), rows, x_TD.size(0), static_cast<int>(active), width * sizeof(T), stream_of(x_TD));
+                   rows_RD.mutable_data_ptr(), rows, x_TD.size(0), static_cast<int>(active), width * sizeof(T),
+                   stream_of(x_TD));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return rows_RD;
