@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..models.counts import CONVENTIONS, count_parameters, flops_per_token, mixture_layers
 from ..moe import ops
-from ..scaling.condensed import read_condensed
 from ..scaling.record import RecordWriter
 from ..version import __version__
 from .board import Board
@@ -209,6 +208,8 @@ class Recorder:
             "seconds": self._spent,
         }
         self._record.end({"state": state, "why": why, "totals": totals})
+        from ..scaling.condensed import read_condensed  # with scipy, for which no other rank and no start need wait
+
         read_condensed(self.folder)  # here it takes milliseconds; a study of thousands of runs waits for all of them
         self.status(state, step=step, reason=why or None)
 

@@ -13,6 +13,7 @@ def import_all() -> None:
     import tensorboard.summary.writer.event_file_writer
     from megatron.core.datasets import gpt_dataset
 
+    from ..scaling import condensed
     from . import attempt
 
-    _ = attempt, gpt_dataset, tensorboard
+    _ = attempt, condensed, gpt_dataset, tensorboard
