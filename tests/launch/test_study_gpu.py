@@ -9,10 +9,7 @@ import yaml
 
 from moescale.training.status import read_status
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_runs_side_by_side(work, moescale, tmp_path: Path):

@@ -21,10 +21,7 @@ from moescale.training.config import RunConfig
 ALONE = WORLDS["core-1"]
 MIXTURE = {"experts": 8, "active": 2, "expert_width": 32, "bias_rate": 0.01}
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def names(bf16: bool) -> list[str]:
