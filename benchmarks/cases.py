@@ -64,10 +64,10 @@ def _both(name: str, **keys: int) -> list[Case]:
 # The rung d48, where the quickstart compares families: one thread to a run.
 _LADDER = {"threads": 1, "width": 48, "layers": 2, "heads": 2, "ffn": 192, "vocab": 1024, "seq": 128, "batch": 4}
 
-# All of d 128 activate 512 hidden units a token in their feed-forward layers.
 # For a GPU: as much arithmetic in a step as keeps one busy.
 _GPU = {"threads": 1, "width": 1024, "layers": 8, "heads": 16, "ffn": 4096, "vocab": 4096, "seq": 2048, "batch": 4}
 
+# All of d 128 activate 512 hidden units a token in their feed-forward layers.
 CASES = [
     Case("tiny", "fp32", **_LADDER),
     Case("quickstart", "fp32", **_LADDER, experts=32, active=4, expert_width=48),

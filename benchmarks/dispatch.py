@@ -40,12 +40,14 @@ class OperationCase:
         return self.layer.tokens
 
 
+_FIRST_DTYPE = {layer.name: layer.dtype for layer in reversed(LAYERS)}
+
 CASES = [
     OperationCase(operation, layer)
     for layer_name in ("tiny", "e64", "e256", "olmoe")
     for operation in (*_OF_SCORES, *_OF_ROWS)
     for layer in LAYERS
-    if layer.name == layer_name and (layer.dtype == "fp32" or operation in _OF_ROWS or layer_name == "olmoe")
+    if layer.name == layer_name and (operation in _OF_ROWS or layer.dtype == _FIRST_DTYPE[layer.name])
 ]
 DEFAULT = tuple(dict.fromkeys(case.name for case in CASES if case.layer.name in ("e64", "e256")))
 

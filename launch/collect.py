@@ -58,7 +58,7 @@ def collect(folder: StudyFolder, *, whole: bool = False) -> Collected:
     runs = expansion.everything
     read = {run.name: _read(folder.run(run.name), whole) for run in runs}
     records = {name: condensed.record for name, condensed in read.items() if condensed is not None}
-    points = [point for run in runs if (point := _point(folder, run, read.get(run.name))) is not None]
+    points = [point for run in runs if (point := _point(folder, run, read[run.name])) is not None]
     if not points:
         raise UserError(f"{folder.path}: no run of the study {study.name} has started yet; start them with study run")
     write_points(folder.points, points)

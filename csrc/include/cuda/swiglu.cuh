@@ -10,7 +10,7 @@ namespace moescale::cuda {
 
 __device__ __forceinline__ float sigmoid(float value) { return 1.0f / (1.0f + expf(-value)); }
 
-/// Weights by visit; `visit_R` is null where rows are not weighted. (`weight_TK` is null where there is no visit either.)
+/// Weights by visit; `visit_R` is null where rows are not weighted. `weight_TK` is null without any visit, too.
 struct RowWeights {
   const float* weight_TK;
   const int64_t* visit_R;
